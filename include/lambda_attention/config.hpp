@@ -1,0 +1,126 @@
+// Version, the index type, the library's namespaces and how it refuses bad input.
+#pragma once
+
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#error "lambda_attention needs GCC or Clang: its kernels use vector extensions and per-function targets that MSVC lacks"
+#endif
+
+#define LAMBDA_ATTENTION_VERSION_MAJOR 0
+#define LAMBDA_ATTENTION_VERSION_MINOR 1
+#define LAMBDA_ATTENTION_VERSION_PATCH 0
+
+#if defined(__cpp_exceptions)
+#include <stdexcept>
+#define LAMBDA_ATTENTION_EXCEPTIONS 1
+#else
+#define LAMBDA_ATTENTION_EXCEPTIONS 0
+#endif
+
+// Everything lives in an inline namespace whose name spells the flags of the translation unit. Two units compiled with
+// different -march then never share a weak symbol, so the linker cannot hand the code of one to the other.
+#if defined(__AVX512BF16__) || defined(__AVX512FP16__) || defined(__AVX512VBMI2__)
+#define LAMBDA_ATTENTION_UNIT_ISA avx512_extended
+#elif defined(__AVX512F__)
+#define LAMBDA_ATTENTION_UNIT_ISA avx512
+#elif defined(__AVX2__) && defined(__FMA__)
+#define LAMBDA_ATTENTION_UNIT_ISA avx2
+#elif defined(__AVX__)
+#define LAMBDA_ATTENTION_UNIT_ISA avx
+#elif defined(__SSE4_2__)
+#define LAMBDA_ATTENTION_UNIT_ISA sse4
+#elif defined(__SSE3__)
+#define LAMBDA_ATTENTION_UNIT_ISA sse3
+#else
+#define LAMBDA_ATTENTION_UNIT_ISA plain
+#endif
+#if defined(__FAST_MATH__)
+#define LAMBDA_ATTENTION_UNIT_MATH fast_math
+#else
+#define LAMBDA_ATTENTION_UNIT_MATH strict
+#endif
+#if LAMBDA_ATTENTION_EXCEPTIONS
+#define LAMBDA_ATTENTION_UNIT_ERRORS throws
+#else
+#define LAMBDA_ATTENTION_UNIT_ERRORS aborts
+#endif
+#define LAMBDA_ATTENTION_JOIN_EXPANDED(a, b, c) unit_##a##_##b##_##c
+#define LAMBDA_ATTENTION_JOIN(a, b, c) LAMBDA_ATTENTION_JOIN_EXPANDED(a, b, c)
+#define LAMBDA_ATTENTION_UNIT \
+  LAMBDA_ATTENTION_JOIN(LAMBDA_ATTENTION_UNIT_ISA, LAMBDA_ATTENTION_UNIT_MATH, LAMBDA_ATTENTION_UNIT_ERRORS)
+
+namespace lambda_attention {
+inline namespace LAMBDA_ATTENTION_UNIT {
+
+/// A count or an index of tokens, heads or elements.
+using index_t = std::int64_t;
+
+/// The largest index: a window, a number of sinks or a distance limit of this size means "no bound".
+inline constexpr index_t unlimited = INT64_MAX;
+
+/// The largest head_dim and v_head_dim that the kernels take.
+inline constexpr index_t max_head_dim = 512;
+
+/// Where exceptions are off (-fno-exceptions), a refused call hands its message to this function; when it returns, the
+/// program aborts. It is never called where exceptions are on: there a refusal throws std::invalid_argument.
+using failure_handler = void (*)(const char* message);
+
+namespace detail {
+#if !LAMBDA_ATTENTION_EXCEPTIONS
+inline void print_failure(const char* message) { std::fprintf(stderr, "lambda_attention: %s\n", message); }
+inline failure_handler current_failure_handler = print_failure;
+#endif
+
+/// Reports bad input, printf-style. Nothing has been written when this is called.
+[[noreturn]] __attribute__((format(printf, 1, 2), cold, noinline)) inline void refuse(const char* format, ...) {
+  char message[512];
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(message, sizeof message, format, arguments);
+  va_end(arguments);
+#if LAMBDA_ATTENTION_EXCEPTIONS
+  throw std::invalid_argument(message);
+#else
+  current_failure_handler(message);
+  std::abort();
+#endif
+}
+
+// index_t in a printf format, whatever the platform calls a 64-bit integer.
+constexpr long long printable(index_t number) { return number; }
+
+// Not std::min and std::max: an instantiation of a std template is a weak symbol that units with other flags share.
+constexpr index_t min(index_t a, index_t b) { return a < b ? a : b; }
+constexpr index_t max(index_t a, index_t b) { return a > b ? a : b; }
+
+/// Not std::isfinite, which is an inline function of std, and which -ffast-math takes to be always true.
+inline bool is_finite(double number) {
+  std::uint64_t bits;
+  __builtin_memcpy(&bits, &number, sizeof bits);
+  return ((bits >> 52) & 0x7ff) != 0x7ff;
+}
+
+constexpr index_t round_up(index_t count, index_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+
+/// a + b for b >= 0, stopping at `unlimited`.
+constexpr index_t saturating_add(index_t a, index_t b) { return a > unlimited - b ? unlimited : a + b; }
+
+/// True, and *product = a * b, when a * b fits.
+constexpr bool multiply(index_t a, index_t b, index_t* product) { return !__builtin_mul_overflow(a, b, product); }
+}  // namespace detail
+
+#if !LAMBDA_ATTENTION_EXCEPTIONS
+/// Replaces the failure handler of this unit's flags; returns the one before.
+inline failure_handler set_failure_handler(failure_handler handler) {
+  const failure_handler before = detail::current_failure_handler;
+  detail::current_failure_handler = handler;
+  return before;
+}
+#endif
+
+}  // namespace LAMBDA_ATTENTION_UNIT
+}  // namespace lambda_attention

@@ -1,0 +1,68 @@
+// Owning storage for plain numbers, aligned for vector loads. It stands in for std::vector, whose instantiations would be
+// shared by units compiled for different ISAs.
+#pragma once
+
+#include <lambda_attention/config.hpp>
+
+#include <cstddef>
+#include <cstring>
+#include <new>
+#include <type_traits>
+
+namespace lambda_attention {
+inline namespace LAMBDA_ATTENTION_UNIT {
+namespace detail {
+
+inline constexpr std::size_t buffer_alignment = 64;
+
+template <class T>
+class buffer {
+  static_assert(std::is_trivially_copyable_v<T>, "buffer holds plain data");
+
+ public:
+  buffer() = default;
+
+  /// `size` elements, all bits zero. Throws std::bad_alloc.
+  explicit buffer(index_t size) : data_(allocate(size)), size_(size) {
+    if (size > 0) std::memset(static_cast<void*>(data_), 0, bytes());
+  }
+  buffer(const buffer& other) : data_(allocate(other.size_)), size_(other.size_) {
+    if (size_ > 0) std::memcpy(static_cast<void*>(data_), other.data_, bytes());
+  }
+  buffer(buffer&& other) noexcept { swap(other); }
+  buffer& operator=(buffer other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~buffer() { ::operator delete(data_, std::align_val_t{buffer_alignment}); }
+
+  T* data() { return data_; }
+  const T* data() const { return data_; }
+  index_t size() const { return size_; }
+  std::size_t bytes() const { return static_cast<std::size_t>(size_) * sizeof(T); }
+  T& operator[](index_t i) { return data_[i]; }
+  const T& operator[](index_t i) const { return data_[i]; }
+
+ private:
+  static T* allocate(index_t size) {
+    if (size == 0) return nullptr;
+    index_t bytes = 0;
+    if (size < 0 || !multiply(size, sizeof(T), &bytes)) refuse("buffer: %lld elements do not fit", printable(size));
+    return static_cast<T*>(::operator new(static_cast<std::size_t>(bytes), std::align_val_t{buffer_alignment}));
+  }
+  void swap(buffer& other) noexcept {
+    T* const data = data_;
+    const index_t size = size_;
+    data_ = other.data_;
+    size_ = other.size_;
+    other.data_ = data;
+    other.size_ = size;
+  }
+
+  T* data_ = nullptr;
+  index_t size_ = 0;
+};
+
+}  // namespace detail
+}  // namespace LAMBDA_ATTENTION_UNIT
+}  // namespace lambda_attention

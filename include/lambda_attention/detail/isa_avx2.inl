@@ -1,0 +1,48 @@
+// AVX2, FMA, F16C. Included by kernels.hpp. Compiler builtins instead of the intrinsics: where the unit is compiled for
+// AVX-512, the intrinsics are AVX-512 functions, which cannot be inlined here.
+
+inline constexpr int vector_bytes = 32;
+inline constexpr int tile_vectors = 2;
+
+#include <lambda_attention/detail/vector_types.inl>
+
+using floats = vector_of<float>;
+using doubles = vector_of<double>;
+
+LAMBDA_ATTENTION_INLINE floats fused(floats a, floats b, floats c) { return __builtin_ia32_vfmaddps256(a, b, c); }
+LAMBDA_ATTENTION_INLINE doubles fused(doubles a, doubles b, doubles c) { return __builtin_ia32_vfmaddpd256(a, b, c); }
+
+// b where either is a NaN; callers rely on that.
+LAMBDA_ATTENTION_INLINE floats maximum(floats a, floats b) { return __builtin_ia32_maxps256(a, b); }
+LAMBDA_ATTENTION_INLINE doubles maximum(doubles a, doubles b) { return __builtin_ia32_maxpd256(a, b); }
+
+LAMBDA_ATTENTION_INLINE bool any(mask_of<float> mask) {
+  return __builtin_ia32_movmskps256((floats)mask) != 0;
+}
+LAMBDA_ATTENTION_INLINE bool any(mask_of<double> mask) {
+  return __builtin_ia32_movmskpd256((doubles)mask) != 0;
+}
+
+LAMBDA_ATTENTION_INLINE floats round_to_whole(floats x) { return __builtin_ia32_roundps256(x, 0); }
+LAMBDA_ATTENTION_INLINE doubles round_to_whole(doubles x) { return __builtin_ia32_roundpd256(x, 0); }
+
+// y * 2^n for a whole n in [-126, 127] ([-1022, 1023]); zero for n below.
+LAMBDA_ATTENTION_INLINE floats scale_by_power(floats y, floats n) {
+  using mask = mask_of<float>;
+  const mask exponent = __builtin_convertvector(n, mask);
+  return (floats)(((mask)y + (exponent << 23)) & ~(n < -125.5f));
+}
+LAMBDA_ATTENTION_INLINE doubles scale_by_power(doubles y, doubles n) {
+  // AVX2 converts no double to a 64-bit integer: the last bits of n + 2^52 + 2^51 are the integer. n is opaque to the
+  // optimiser (it comes from a rounding instruction), so -ffast-math has nothing to reassociate.
+  using mask = mask_of<double>;
+  const mask exponent = (mask)(n + 0x1.8p52);
+  return (doubles)(((mask)y + (exponent << 52)) & ~(n < -1021.5));
+}
+
+LAMBDA_ATTENTION_INLINE floats load_f16(const unsigned char* source) {
+  typedef short halves __attribute__((vector_size(16)));
+  halves bits;
+  std::memcpy(&bits, source, sizeof bits);
+  return __builtin_ia32_vcvtph2ps256(bits);
+}

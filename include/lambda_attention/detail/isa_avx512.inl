@@ -1,0 +1,35 @@
+// AVX-512 F, BW, DQ, VL. Included by kernels.hpp. The maskz_ forms with a full mask are the plain instructions; g++ 12
+// takes the plain intrinsics for reads of an uninitialised variable, and would warn in the user's build.
+
+inline constexpr int vector_bytes = 64;
+inline constexpr int tile_vectors = 4;
+
+#include <lambda_attention/detail/vector_types.inl>
+
+using floats = vector_of<float>;
+using doubles = vector_of<double>;
+
+LAMBDA_ATTENTION_INLINE floats fused(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
+LAMBDA_ATTENTION_INLINE doubles fused(doubles a, doubles b, doubles c) { return _mm512_fmadd_pd(a, b, c); }
+
+// b where either is a NaN; callers rely on that.
+LAMBDA_ATTENTION_INLINE floats maximum(floats a, floats b) { return _mm512_maskz_max_ps(0xffff, a, b); }
+LAMBDA_ATTENTION_INLINE doubles maximum(doubles a, doubles b) { return _mm512_maskz_max_pd(0xff, a, b); }
+
+LAMBDA_ATTENTION_INLINE bool any(mask_of<float> mask) { return _mm512_movepi32_mask((__m512i)mask) != 0; }
+LAMBDA_ATTENTION_INLINE bool any(mask_of<double> mask) { return _mm512_movepi64_mask((__m512i)mask) != 0; }
+
+LAMBDA_ATTENTION_INLINE floats round_to_whole(floats x) {
+  return _mm512_maskz_roundscale_ps(0xffff, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+LAMBDA_ATTENTION_INLINE doubles round_to_whole(doubles x) {
+  return _mm512_maskz_roundscale_pd(0xff, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+// y * 2^n for a whole n.
+LAMBDA_ATTENTION_INLINE floats scale_by_power(floats y, floats n) { return _mm512_maskz_scalef_ps(0xffff, y, n); }
+LAMBDA_ATTENTION_INLINE doubles scale_by_power(doubles y, doubles n) { return _mm512_maskz_scalef_pd(0xff, y, n); }
+
+LAMBDA_ATTENTION_INLINE floats load_f16(const unsigned char* source) {
+  return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
+}

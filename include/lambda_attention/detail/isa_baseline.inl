@@ -1,0 +1,65 @@
+// The baseline: 16-byte vectors in the compiler's own vector extension, on any processor. Included by kernels.hpp.
+
+inline constexpr int vector_bytes = 16;
+inline constexpr int tile_vectors = 2;
+
+#include <lambda_attention/detail/vector_types.inl>
+
+using floats = vector_of<float>;
+using doubles = vector_of<double>;
+
+template <class Vector>
+LAMBDA_ATTENTION_INLINE Vector fused(Vector a, Vector b, Vector c) {
+  return a * b + c;
+}
+
+// b where either is a NaN, as x86 has it; callers rely on that.
+template <class Vector>
+LAMBDA_ATTENTION_INLINE Vector maximum(Vector a, Vector b) {
+  return a > b ? a : b;
+}
+
+template <class Mask>
+LAMBDA_ATTENTION_INLINE bool any(Mask mask) {
+  std::uint64_t halves[2];
+  std::memcpy(halves, &mask, sizeof halves);
+  return (halves[0] | halves[1]) != 0;
+}
+
+// x rounded to a whole number, for |x| <= 2000. It goes through an integer conversion, which -ffast-math cannot see
+// through as it can through the addition of a magic number.
+LAMBDA_ATTENTION_INLINE floats round_to_whole(floats x) {
+  const mask_of<float> shifted = __builtin_convertvector(x + 2048.5f, mask_of<float>);
+  return __builtin_convertvector(shifted - 2048, floats);
+}
+LAMBDA_ATTENTION_INLINE doubles round_to_whole(doubles x) {
+  const mask_of<double> shifted = __builtin_convertvector(x + 2048.5, mask_of<double>);
+  return __builtin_convertvector(shifted - 2048, doubles);
+}
+
+// y * 2^n for a whole n in [-126, 127] ([-1022, 1023]); zero for n below.
+LAMBDA_ATTENTION_INLINE floats scale_by_power(floats y,
+                                                                  floats n) {
+  const mask_of<float> exponent = __builtin_convertvector(n, mask_of<float>);
+  const floats scaled = (floats)((mask_of<float>)y + (exponent << 23));
+  return (floats)((mask_of<float>)scaled & ~(n < -125.5f));
+}
+LAMBDA_ATTENTION_INLINE doubles scale_by_power(doubles y,
+                                                                   doubles n) {
+  const mask_of<double> exponent = __builtin_convertvector(n, mask_of<double>);
+  const doubles scaled =
+      (doubles)((mask_of<double>)y + (exponent << 52));
+  return (doubles)((mask_of<double>)scaled & ~(n < -1021.5));
+}
+
+LAMBDA_ATTENTION_INLINE floats load_f16(const unsigned char* source) {
+  std::uint16_t bits[4];
+  std::memcpy(bits, source, sizeof bits);
+  const mask_of<float> wide = {bits[0], bits[1], bits[2], bits[3]};
+  // A half is a float whose exponent is 112 too small: one exact multiplication, subnormals included.
+  const mask_of<float> magnitude = (wide & 0x7fff) << 13;
+  const mask_of<float> sign = (wide & 0x8000) << 16;
+  const floats number = (floats)magnitude * 0x1p112f;
+  const mask_of<float> special = (magnitude >= 0x0f800000) & 0x7f800000;  // infinity or NaN
+  return (floats)((mask_of<float>)number | special | sign);
+}

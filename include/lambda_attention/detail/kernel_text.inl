@@ -1,0 +1,19 @@
+// The kernels, one text for every instruction set; see kernels.hpp. Nothing here may instantiate a template of std or of
+// Eigen: such code would be compiled for this ISA and shared with units that run without it.
+
+#include <lambda_attention/detail/vectors.inl>
+
+#include <lambda_attention/detail/rows.inl>
+
+#include <lambda_attention/detail/tile.inl>
+
+#include <lambda_attention/detail/single_position.inl>
+
+template <class Real>
+struct kernels {
+  static constexpr kernel_table<Real> table = {
+      vectors<Real>::lanes, tile_vectors,        begin_tile<Real>,    add_keys<Real>,  pack_lane<Real>,
+      unpack_lane<Real>,    cos_sin<Real>,       rotate<Real>,        read_row<Real>,  write_row<Real>,
+      score_rows<Real>,     adjust_scores<Real>, softmax<Real>,       add_values<Real>,
+  };
+};

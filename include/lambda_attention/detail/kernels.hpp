@@ -1,0 +1,224 @@
+// What the kernels are given and what they are, one table of functions for each instruction set and each type that they
+// compute in. The text of the kernels is in the .inl files beside this one; it is compiled once for each instruction set,
+// whatever the flags of the translation unit are, and the table is chosen at run time.
+#pragma once
+
+#include <lambda_attention/config.hpp>
+#include <lambda_attention/element.hpp>
+#include <lambda_attention/isa.hpp>
+#include <lambda_attention/position.hpp>
+#include <lambda_attention/storage.hpp>
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace lambda_attention {
+inline namespace LAMBDA_ATTENTION_UNIT {
+namespace detail {
+
+inline constexpr int max_tile_vectors = 4;
+inline constexpr index_t keys_per_block = 64;
+inline constexpr index_t row_multiple = 16;  // scratch and cache rows are padded with zeros to this many elements
+
+// Scores are kept in units of log2: e^logit = 2^score.
+inline constexpr double log2_e = 1.4426950408889634074;
+
+// A pair that the mask hides scores this much: no score of a visible pair comes near it, and it is no infinity, whose
+// difference with itself would be a NaN.
+inline constexpr float hidden_score = -1e30f;
+
+template <class Real>
+struct integer_of;
+template <>
+struct integer_of<float> {
+  using type = std::int32_t;
+};
+template <>
+struct integer_of<double> {
+  using type = std::int64_t;
+};
+template <class Real>
+using integer_as_wide_as = typename integer_of<Real>::type;
+
+// The softmax state of up to four vectors of queries of one KV head. Lanes are queries: vector v holds positions
+// v / heads * lanes ... of query head v % heads. Panels hold a row of all lanes for each dim:
+//
+//              vector 0      vector 1      vector 2      vector 3
+//     dim 0   q0 ... q15    q16 ... q31   q32 ... q47   q48 ... q63
+//     dim 1   q0 ... q15    ...
+template <class Real>
+struct tile_state {
+  index_t head_dim;
+  index_t v_head_dim;
+  index_t width;         // lanes of the whole tile
+  Real* queries[2];      // panels [head_dim][width], times scale * log2(e): rotated by their own position; by the limit
+  Real* output;          // panel [v_head_dim][width], not yet divided by the sum
+  Real* scores;          // [keys_per_block][width]
+  Real* running_max;     // [width], may be stale: no score is above it by more than the lazy-rescale threshold
+  Real* sum;             // [width], of 2^(score - running_max)
+  const Real* position;  // [width], of each lane in the tile
+  Real slope[max_tile_vectors];            // per vector, times log2(e); zeros without ALiBi
+  const Real* bias_row[max_tile_vectors];  // per vector, of a bias_table; null without one
+  index_t num_distances;                   // of the bias_table
+  Real soft_cap;                           // times log2(e); 0: none
+  bool has_slope;
+};
+
+// Keys of one segment, contiguous in memory. The distance that the bias of (lane, key k) is taken at is
+// distance + lane_step * position - key_step * k.
+template <class Real>
+struct tile_keys {
+  const Real* keys;
+  const Real* values;
+  index_t key_stride;
+  index_t value_stride;
+  index_t num_keys;
+  int query_panel;
+  int first_vector;
+  int num_vectors;
+  bool masked;
+  index_t lowest;  // key k is seen from positions lowest + k ... highest + k
+  index_t highest;
+  index_t distance;
+  int lane_step;
+  int key_step;
+};
+
+// Rows as a cache stores them, for queries at a single position.
+struct stored_rows {
+  row_format format;
+  const unsigned char* keys;
+  const unsigned char* values;
+  const float* key_scales;    // int8 only
+  const float* value_scales;  // int8 only
+  index_t key_row_bytes;
+  index_t value_row_bytes;
+  index_t num_keys;
+};
+
+template <class Real>
+struct kernel_table {
+  index_t lanes;
+  int tile_vectors;
+
+  // Tiles of queries.
+  void (*begin_tile)(tile_state<Real>& tile);
+  void (*add_keys)(tile_state<Real>& tile, const tile_keys<Real>& keys);
+  // A row to and from one lane of a panel; out of it times `scale`.
+  void (*pack_lane)(const Real* row, index_t dim, Real* panel, index_t width, index_t lane);
+  void (*unpack_lane)(const Real* panel, index_t width, index_t lane, Real scale, index_t dim, Real* row);
+
+  // Rows.
+  void (*cos_sin)(const rotation_data& rotation, std::uint64_t position, Real* cosines, Real* sines);
+  void (*rotate)(const rotation_data& rotation, const Real* cosines, const Real* sines, index_t dim, const Real* row,
+                 Real* rotated);
+  void (*read_row)(row_format format, const void* source, index_t count, float scale, Real* row);
+  void (*write_row)(row_format format, const Real* row, index_t count, void* destination);
+
+  // One position, `heads` = 1, 2 or 4 query heads. `queries` are rows of `padded_dim`; scores are [heads][score_stride].
+  void (*score_rows)(const Real* queries, int heads, index_t padded_dim, const stored_rows& rows, Real* scores,
+                     index_t score_stride);
+  void (*adjust_scores)(Real* scores, index_t num_keys, Real soft_cap, Real slope, const Real* bias_row,
+                        index_t num_distances, index_t distance, int key_step);
+  // scores -> 2^(score - max); returns the max, *sum the sum.
+  Real (*softmax)(Real* scores, index_t num_keys, Real* sum);
+  void (*add_values)(const Real* weights, index_t weight_stride, int heads, index_t padded_dim, const stored_rows& rows,
+                     Real* output);
+};
+
+// The text of the kernels names no ISA: it is written over vectors of `vector_bytes` and a few functions of its ISA. Where
+// the unit itself is compiled for a higher ISA, the lower ones switch that off, so that asking for one gives it.
+#define LAMBDA_ATTENTION_BEGIN_TARGET_GCC(flags) _Pragma("GCC push_options") LAMBDA_ATTENTION_PRAGMA(GCC target(flags))
+#define LAMBDA_ATTENTION_BEGIN_TARGET_CLANG(flags) \
+  LAMBDA_ATTENTION_PRAGMA(clang attribute push(__attribute__((target(flags))), apply_to = function))
+#define LAMBDA_ATTENTION_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define LAMBDA_ATTENTION_BEGIN_TARGET(flags) LAMBDA_ATTENTION_BEGIN_TARGET_CLANG(flags)
+#define LAMBDA_ATTENTION_END_TARGET LAMBDA_ATTENTION_PRAGMA(clang attribute pop)
+#define LAMBDA_ATTENTION_UNROLL LAMBDA_ATTENTION_PRAGMA(clang loop unroll(full))
+#define LAMBDA_ATTENTION_UNROLL_TWICE LAMBDA_ATTENTION_PRAGMA(clang loop unroll_count(2))
+#else
+#define LAMBDA_ATTENTION_BEGIN_TARGET(flags) LAMBDA_ATTENTION_BEGIN_TARGET_GCC(flags)
+#define LAMBDA_ATTENTION_END_TARGET _Pragma("GCC pop_options")
+#define LAMBDA_ATTENTION_UNROLL _Pragma("GCC unroll 64")
+#define LAMBDA_ATTENTION_UNROLL_TWICE _Pragma("GCC unroll 2")
+#endif
+#define LAMBDA_ATTENTION_INLINE inline __attribute__((always_inline))
+
+#if defined(__x86_64__)
+
+#if defined(__AVX__)
+LAMBDA_ATTENTION_BEGIN_TARGET("no-avx")
+#define LAMBDA_ATTENTION_LOWERED
+#endif
+namespace baseline {
+#include <lambda_attention/detail/isa_baseline.inl>
+#include <lambda_attention/detail/kernel_text.inl>
+}  // namespace baseline
+#ifdef LAMBDA_ATTENTION_LOWERED
+LAMBDA_ATTENTION_END_TARGET
+#undef LAMBDA_ATTENTION_LOWERED
+#endif
+
+#if defined(__AVX512F__)
+LAMBDA_ATTENTION_BEGIN_TARGET("avx2,fma,f16c,no-avx512f")
+#else
+LAMBDA_ATTENTION_BEGIN_TARGET("avx2,fma,f16c")
+#endif
+namespace avx2 {
+#include <lambda_attention/detail/isa_avx2.inl>
+#include <lambda_attention/detail/kernel_text.inl>
+}  // namespace avx2
+LAMBDA_ATTENTION_END_TARGET
+
+LAMBDA_ATTENTION_BEGIN_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
+namespace avx512 {
+#include <lambda_attention/detail/isa_avx512.inl>
+#include <lambda_attention/detail/kernel_text.inl>
+}  // namespace avx512
+LAMBDA_ATTENTION_END_TARGET
+
+#else
+
+namespace baseline {
+#include <lambda_attention/detail/isa_baseline.inl>
+#include <lambda_attention/detail/kernel_text.inl>
+}  // namespace baseline
+
+#endif
+
+#undef LAMBDA_ATTENTION_BEGIN_TARGET_GCC
+#undef LAMBDA_ATTENTION_BEGIN_TARGET_CLANG
+#undef LAMBDA_ATTENTION_BEGIN_TARGET
+#undef LAMBDA_ATTENTION_END_TARGET
+#undef LAMBDA_ATTENTION_UNROLL
+#undef LAMBDA_ATTENTION_UNROLL_TWICE
+#undef LAMBDA_ATTENTION_INLINE
+#undef LAMBDA_ATTENTION_PRAGMA
+
+// The kernels of an instruction set that this machine has: the one asked for, or the best.
+template <class Real>
+const kernel_table<Real>& kernels_for(isa_level level) {
+#if defined(__x86_64__)
+  if (level == isa_level::automatic) level = isa();
+  if (level == isa_level::avx512) return avx512::kernels<Real>::table;
+  if (level == isa_level::avx2) return avx2::kernels<Real>::table;
+#else
+  static_cast<void>(level);
+#endif
+  return baseline::kernels<Real>::table;
+}
+
+inline void check_isa(isa_level level, const char* where) {
+  const isa_level best = isa();
+  if (level < isa_level::automatic || level > best)
+    refuse("%s: expected options.isa that this machine has, at most %s, got %s", where, name_of(best), name_of(level));
+}
+
+}  // namespace detail
+}  // namespace LAMBDA_ATTENTION_UNIT
+}  // namespace lambda_attention

@@ -1,0 +1,131 @@
+// The mask, all of it: (shape, tile of queries) -> a few segments of keys.
+#pragma once
+
+#include <lambda_attention/config.hpp>
+#include <lambda_attention/lambda_shape.hpp>
+
+namespace lambda_attention {
+inline namespace LAMBDA_ATTENTION_UNIT {
+namespace detail {
+
+// Consecutive queries first, first + 1, ..., first + count - 1, laid out over `num_columns` vectors of `lanes` positions
+// each; lanes past the last query are idle.
+struct query_tile {
+  index_t first;
+  index_t count;
+  index_t lanes;
+};
+
+// Where the rows of a segment's keys and the score's distance come from.
+enum class key_kind {
+  sinks_near,   // sinks within the limit: rotated rows, true distance
+  sinks_far,    // sinks beyond it: R(0)k rows and the query R(limit)q; at cache slots: rotated rows, R(last_slot)q
+  window_far,   // keys of the window beyond the limit
+  window_near,  // keys of the window within the limit
+};
+inline constexpr int num_key_kinds = 4;
+
+// Keys first_key ... first_key + num_keys - 1 against the columns [first_column, first_column + num_columns) of a tile. In a
+// masked segment the query at position p of the tile sees key first_key + k iff lowest + k <= p <= highest + k; in an
+// unmasked one every query of those columns sees every key.
+//
+//                 keys →
+//        column 0  ▓░░░░░░░░░░░▓                     ░ unmasked: one segment, the body
+//        column 1   ▓░░░░░░░░░░░▓                    ▓ masked: the stairs at the old edge of the window and at the
+//        column 2    ▓░░░░░░░░░░░▓                     diagonal, one segment a stair, each on the columns it touches
+//        column 3     ▓░░░░░░░░░░░▓
+struct key_segment {
+  key_kind kind;
+  index_t first_key;
+  index_t num_keys;
+  int first_column;
+  int num_columns;
+  bool masked;
+  index_t lowest;
+  index_t highest;
+};
+
+// Keys of one kind that a tile may see: an index range, of which query i sees the keys at distances [nearest, farthest].
+struct key_band {
+  key_kind kind;
+  index_range keys;
+  index_t nearest;
+  index_t farthest;
+};
+
+struct key_bands {
+  key_band band[num_key_kinds];
+  int count = 0;
+
+  constexpr void add(key_kind kind, index_range keys, index_t nearest, index_t farthest) {
+    if (keys.size() > 0 && nearest <= farthest) band[count++] = {kind, keys, nearest, farthest};
+  }
+};
+
+// The shape as the kernels see it. An encoding that takes no notice of distances needs no limit.
+struct plan_shape {
+  lambda_shape shape;
+  bool distance_matters;
+
+  constexpr index_t limit() const { return distance_matters ? shape.distance_limit : unlimited; }
+  constexpr bool slots() const { return distance_matters && shape.sinks_at == sink_distance::cache_slot; }
+
+  // Past the last slot the sinks of a query are all at cache-slot distance, up to it none is: no tile may straddle it.
+  constexpr index_t tile_end(index_t first, index_t wanted_end) const {
+    const bool straddles = slots() && first <= shape.last_slot() && shape.last_slot() < wanted_end - 1;
+    return straddles ? shape.last_slot() + 1 : wanted_end;
+  }
+
+  // The bands of the queries [first, last), not empty. Together they hold every visible pair once.
+  constexpr key_bands bands(index_t first, index_t last) const {
+    key_bands bands;
+    const index_range sinks = {0, min(shape.num_sinks, last)};
+    const index_t farthest_near = slots() ? (first > shape.last_slot() ? -1 : unlimited) : limit();
+    const index_t nearest_far = slots() ? (first > shape.last_slot() ? 0 : unlimited) : saturating_add(limit(), 1);
+    if (nearest_far < unlimited) bands.add(key_kind::sinks_far, sinks, nearest_far, unlimited);
+    bands.add(key_kind::sinks_near, sinks, 0, farthest_near);
+    if (shape.window == 0) return bands;
+    const index_t oldest = first >= shape.window ? first - shape.window + 1 : 0;
+    const index_range window = {max(shape.num_sinks, oldest), last};
+    if (limit() < shape.window - 1) bands.add(key_kind::window_far, window, limit() + 1, shape.window - 1);
+    bands.add(key_kind::window_near, window, 0, min(limit(), shape.window - 1));
+    return bands;
+  }
+};
+
+// Cuts a band into segments, in ascending order of keys, and hands each to `visit(const key_segment&)`.
+//
+// Going from one key to the next, the queries that see it move on by one; a new segment begins where they enter or leave
+// a column, and where the columns they touch become wholly visible or cease to be.
+template <class Visit>
+constexpr void for_each_segment(const key_band& band, const query_tile& tile, Visit&& visit) {
+  const index_t last_query = tile.first + tile.count - 1;
+  const index_t nearest = band.nearest;
+  const index_t farthest = min(band.farthest, last_query);  // no key is farther; keeps the sums below from overflowing
+  index_t key = max(band.keys.first, max(0, tile.first - farthest));
+  const index_t end = min(band.keys.last, last_query - nearest + 1);
+  while (key < end) {
+    // Positions in the tile that see this key: [low, high].
+    const index_t low = key + nearest - tile.first;
+    const index_t high = key + farthest - tile.first;
+    const index_t first_column = max(low, 0) / tile.lanes;
+    const index_t last_column = min(high, tile.count - 1) / tile.lanes;
+    const index_t column_start = first_column * tile.lanes;
+    const index_t column_end = min(tile.count, (last_column + 1) * tile.lanes) - 1;
+    const bool enters_late = low > column_start;
+    const bool leaves_early = high < column_end;
+    // The first key after this one for which any of the above is different.
+    index_t next = end;
+    const index_t next_low = enters_late ? column_start + tile.lanes : column_start + 1;
+    next = min(next, key + (next_low - low));
+    if (leaves_early) next = min(next, key + (column_end - high));
+    if (high < tile.count - 1) next = min(next, key + ((last_column + 1) * tile.lanes - high));
+    visit(key_segment{band.kind, key, next - key, static_cast<int>(first_column),
+                      static_cast<int>(last_column - first_column + 1), enters_late || leaves_early, low, high});
+    key = next;
+  }
+}
+
+}  // namespace detail
+}  // namespace LAMBDA_ATTENTION_UNIT
+}  // namespace lambda_attention

@@ -1,0 +1,153 @@
+// Tensors with their element type erased, and the checks at the boundary.
+#pragma once
+
+#include <lambda_attention/config.hpp>
+#include <lambda_attention/element.hpp>
+#include <lambda_attention/storage.hpp>
+#include <lambda_attention/tensor_view.hpp>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace lambda_attention {
+inline namespace LAMBDA_ATTENTION_UNIT {
+namespace detail {
+
+// Elements of a type that joined by the trait, to and from float.
+using read_elements_function = void (*)(const void* source, index_t count, float* row);
+using write_elements_function = void (*)(const float* row, index_t count, void* destination);
+
+template <class T>
+void read_custom_elements(const void* source, index_t count, float* row) {
+  const T* const elements = static_cast<const T*>(source);
+  for (index_t i = 0; i < count; ++i) row[i] = element_traits<T>::to_float(elements[i]);
+}
+template <class T>
+void write_custom_elements(const float* row, index_t count, void* destination) {
+  T* const elements = static_cast<T*>(destination);
+  for (index_t i = 0; i < count; ++i) elements[i] = element_traits<T>::from_float(row[i]);
+}
+
+constexpr row_format format_of(element_kind kind) {
+  return kind == element_kind::f32   ? row_format::f32
+         : kind == element_kind::f64 ? row_format::f64
+         : kind == element_kind::f16 ? row_format::f16
+         : kind == element_kind::bf16 ? row_format::bf16
+                                      : row_format::custom;
+}
+
+// A tensor_view in bytes.
+struct tensor {
+  unsigned char* data = nullptr;
+  index_t tokens = 0;
+  index_t heads = 0;
+  index_t dim = 0;
+  index_t token_stride = 0;  // elements
+  index_t head_stride = 0;
+  index_t element_size = 1;
+  row_format format = row_format::f32;
+  read_elements_function read = nullptr;
+  write_elements_function write = nullptr;
+
+  unsigned char* row(index_t token, index_t head) const {
+    return data + (token * token_stride + head * head_stride) * element_size;
+  }
+  tensor slice(index_t first, index_t count) const {
+    tensor part = *this;
+    if (count > 0) part.data = row(first, 0);
+    part.tokens = count;
+    return part;
+  }
+  // One past the last byte, counted from data; 0 for an empty tensor. Call after check_tensor.
+  index_t extent_bytes() const {
+    if (tokens == 0 || heads == 0 || dim == 0) return 0;
+    return ((tokens - 1) * token_stride + (heads - 1) * head_stride + dim) * element_size;
+  }
+};
+
+template <class T>
+tensor erase(const tensor_view<T>& view) {
+  using element = std::remove_const_t<T>;
+  constexpr element_kind kind = element_traits<element>::kind;
+  tensor t;
+  t.data = reinterpret_cast<unsigned char*>(const_cast<element*>(view.data));
+  t.tokens = view.tokens;
+  t.heads = view.heads;
+  t.dim = view.dim;
+  t.token_stride = view.token_stride;
+  t.head_stride = view.head_stride;
+  t.element_size = static_cast<index_t>(sizeof(element));
+  t.format = format_of(kind);
+  if constexpr (kind == element_kind::custom) {
+    t.read = read_custom_elements<element>;
+    t.write = write_custom_elements<element>;
+  }
+  return t;
+}
+
+// Every extent and every product of extents of a tensor.
+inline void check_tensor(const tensor& t, const char* where, const char* name) {
+  if (t.tokens < 0 || t.heads < 0 || t.dim < 0)
+    refuse("%s: expected %s with tokens, heads and dim >= 0, got [%lld, %lld, %lld]", where, name, printable(t.tokens),
+           printable(t.heads), printable(t.dim));
+  if (t.token_stride < 0 || t.head_stride < 0)
+    refuse("%s: expected %s with strides >= 0, got token_stride = %lld, head_stride = %lld", where, name,
+           printable(t.token_stride), printable(t.head_stride));
+  if (t.tokens == 0 || t.heads == 0 || t.dim == 0) return;
+  index_t by_token = 0, by_head = 0, elements = 0, bytes = 0;
+  const bool fits = multiply(t.tokens - 1, t.token_stride, &by_token) && multiply(t.heads - 1, t.head_stride, &by_head) &&
+                    !__builtin_add_overflow(by_token, by_head, &elements) &&
+                    !__builtin_add_overflow(elements, t.dim, &elements) && multiply(elements, t.element_size, &bytes);
+  if (!fits)
+    refuse("%s: expected %s to end within 2^63 bytes, got [%lld, %lld, %lld] with strides %lld, %lld", where, name,
+           printable(t.tokens), printable(t.heads), printable(t.dim), printable(t.token_stride),
+           printable(t.head_stride));
+  if (t.data == nullptr) refuse("%s: expected %s with data, got a null pointer", where, name);
+}
+
+// Rows that are written must not overlap each other.
+inline void check_distinct_rows(const tensor& t, const char* where, const char* name) {
+  const bool tokens_outer = t.heads <= 1 || (t.tokens > 1 && t.token_stride >= t.head_stride);
+  const index_t inner_count = tokens_outer ? t.heads : t.tokens;
+  const index_t inner = tokens_outer ? t.head_stride : t.token_stride;
+  const index_t outer_count = tokens_outer ? t.tokens : t.heads;
+  const index_t outer = tokens_outer ? t.token_stride : t.head_stride;
+  const bool inner_distinct = inner_count <= 1 || inner >= t.dim;
+  const bool outer_distinct = outer_count <= 1 || outer >= (inner_count - 1) * inner + t.dim;
+  if (t.extent_bytes() > 0 && !(inner_distinct && outer_distinct))
+    refuse("%s: expected %s with rows that do not overlap, got dim = %lld, token_stride = %lld, head_stride = %lld",
+           where, name, printable(t.dim), printable(t.token_stride), printable(t.head_stride));
+}
+
+inline bool same_rows(const tensor& a, const tensor& b) {
+  return a.data == b.data && a.tokens == b.tokens && a.heads == b.heads && a.dim == b.dim &&
+         (a.tokens <= 1 || a.token_stride == b.token_stride) && (a.heads <= 1 || a.head_stride == b.head_stride) &&
+         a.element_size == b.element_size && a.format == b.format;
+}
+
+// Whether two tensors share a byte. Tensors that are interleaved in one buffer (q, k, v of a token side by side) have the
+// same distance between tokens; what is left of their addresses then tells whether their rows meet.
+inline bool overlap(const tensor& a, const tensor& b) {
+  const std::uintptr_t a_first = reinterpret_cast<std::uintptr_t>(a.data);
+  const std::uintptr_t b_first = reinterpret_cast<std::uintptr_t>(b.data);
+  const std::uintptr_t a_size = static_cast<std::uintptr_t>(a.extent_bytes());
+  const std::uintptr_t b_size = static_cast<std::uintptr_t>(b.extent_bytes());
+  if (a_size == 0 || b_size == 0 || a_first >= b_first + b_size || b_first >= a_first + a_size) return false;
+  const std::uintptr_t period = static_cast<std::uintptr_t>(a.token_stride * a.element_size);
+  const std::uintptr_t a_token = static_cast<std::uintptr_t>(a.slice(0, 1).extent_bytes());
+  const std::uintptr_t b_token = static_cast<std::uintptr_t>(b.slice(0, 1).extent_bytes());
+  if (period == 0 || period != static_cast<std::uintptr_t>(b.token_stride * b.element_size)) return true;
+  if (a_token > period || b_token > period) return true;
+  const std::uintptr_t ahead = a_first <= b_first ? (b_first - a_first) % period : period - (a_first - b_first) % period;
+  return ahead % period < a_token || ahead + b_token > period;
+}
+
+// `out` may be `input`, row for row; any other overlap would let the call read what it has written.
+inline void check_alias(const tensor& out, const tensor& input, const char* where, const char* name) {
+  if (overlap(out, input))
+    refuse("%s: expected out not to overlap %s (out may be exactly q), got overlapping memory", where, name);
+}
+
+}  // namespace detail
+}  // namespace LAMBDA_ATTENTION_UNIT
+}  // namespace lambda_attention

@@ -1,0 +1,282 @@
+// A tile of queries against runs of keys: S^T = K Q^T, P = 2^(S - max), O^T += V^T P^T. Lanes are queries; elements of keys
+// and values are broadcast from their rows. Included by kernel_text.inl.
+
+// A running maximum is replaced only when a score exceeds it by this much (in log2): P stays below 2^40, and sums below
+// 2^40 * n, far inside the range of a float.
+inline constexpr int lazy_rescale = 40;
+
+template <class Real>
+void begin_tile(tile_state<Real>& tile) {
+  constexpr int lanes = vectors<Real>::lanes;
+  for (index_t lane = 0; lane < tile.width; lane += lanes) {
+    store(tile.running_max + lane, broadcast(Real(hidden_score)));
+    store(tile.sum + lane, broadcast(Real(0)));
+  }
+  for (index_t i = 0; i < tile.v_head_dim * tile.width; i += lanes) store(tile.output + i, broadcast(Real(0)));
+}
+
+// acc[k][v] = <key k, queries of vector v>
+template <int Keys, int Vectors, class Real>
+LAMBDA_ATTENTION_INLINE void inner_products(const Real* __restrict key, index_t key_stride,
+                                            const Real* __restrict queries, index_t width, index_t head_dim,
+                                            vector_of<Real> (&acc)[Keys][Vectors]) {
+  constexpr int lanes = vectors<Real>::lanes;
+  LAMBDA_ATTENTION_UNROLL
+  for (int k = 0; k < Keys; ++k) {
+    LAMBDA_ATTENTION_UNROLL
+    for (int v = 0; v < Vectors; ++v) acc[k][v] = vector_of<Real>{};
+  }
+  LAMBDA_ATTENTION_UNROLL_TWICE
+  for (index_t d = 0; d < head_dim; ++d) {
+    vector_of<Real> query[Vectors];
+    LAMBDA_ATTENTION_UNROLL
+    for (int v = 0; v < Vectors; ++v) query[v] = load(queries + v * lanes);
+    LAMBDA_ATTENTION_UNROLL
+    for (int k = 0; k < Keys; ++k) {
+      const vector_of<Real> element = broadcast(key[k * key_stride]);
+      LAMBDA_ATTENTION_UNROLL
+      for (int v = 0; v < Vectors; ++v) acc[k][v] = fused(element, query[v], acc[k][v]);
+    }
+    queries += width;
+    ++key;
+  }
+}
+
+// Soft cap and biases of the scores of `num_keys` keys, in memory. Not on the fast path.
+template <class Real>
+__attribute__((noinline)) void adjust_block(const tile_state<Real>& tile, const tile_keys<Real>& keys, index_t first_key,
+                                            int num_keys, Real* scores) {
+  constexpr int lanes = vectors<Real>::lanes;
+  for (int v = keys.first_vector; v < keys.first_vector + keys.num_vectors; ++v) {
+    const vector_of<Real> position = load(tile.position + v * lanes);
+    const Real* const biases = tile.bias_row[v];
+    for (int k = 0; k < num_keys; ++k) {
+      Real* const score = scores + k * tile.width + v * lanes;
+      vector_of<Real> s = load(score);
+      if (tile.soft_cap > 0) s = tanh<Real>(s / tile.soft_cap) * tile.soft_cap;
+      const index_t nearest = keys.distance - keys.key_step * (first_key + k);  // of position 0
+      if (biases != nullptr) {
+        index_t distance = nearest + keys.lane_step * static_cast<index_t>(tile.position[v * lanes]);
+        if (distance < -bias_table::margin) distance = -bias_table::margin;
+        if (distance > tile.num_distances) distance = tile.num_distances;
+        s += keys.lane_step != 0 ? load_loose(biases + distance) : broadcast(biases[distance]);
+      }
+      if (tile.has_slope)
+        s -= (position * static_cast<Real>(keys.lane_step) + static_cast<Real>(nearest)) * tile.slope[v];
+      store(score, s);
+    }
+  }
+}
+
+// Scores of `Keys` keys exceed their lanes' running maxima: raises those maxima, and rescales what was summed under the
+// old ones. A maximum is a whole number, so the scale is a power of two and rescaling rounds nothing; a lane that does not
+// exceed its maximum is left as it is, bit for bit.
+//
+// `scores` holds `done` rows of weights 2^(score - max) of this block, then `num_keys` rows of scores.
+template <class Real>
+__attribute__((noinline, cold)) void raise_maxima(tile_state<Real>& tile, const tile_keys<Real>& keys, Real* scores,
+                                                  index_t done, int num_keys) {
+  constexpr int lanes = vectors<Real>::lanes;
+  for (int v = keys.first_vector; v < keys.first_vector + keys.num_vectors; ++v) {
+    const vector_of<Real> old_max = load(tile.running_max + v * lanes);
+    vector_of<Real> most = old_max;
+    for (index_t k = done; k < done + num_keys; ++k) most = maximum(load(scores + k * tile.width + v * lanes), most);
+    const mask_of<Real> exceeds = most > old_max + Real(lazy_rescale);
+    if (!any(exceeds)) continue;
+    // Numbers too large for the conversion are whole already.
+    const mask_of<Real> huge = (most > Real(0x1p30)) | (most < Real(-0x1p30));
+    const mask_of<Real> truncated = __builtin_convertvector(huge ? broadcast(Real(0)) : most, mask_of<Real>);
+    const vector_of<Real> whole = huge ? most : __builtin_convertvector(truncated, vector_of<Real>);
+    const vector_of<Real> new_max = exceeds ? whole : old_max;
+    const vector_of<Real> scale = exceeds ? exp2<Real>(old_max - new_max) : broadcast(Real(1));
+    store(tile.running_max + v * lanes, new_max);
+    store(tile.sum + v * lanes, load(tile.sum + v * lanes) * scale);
+    for (index_t k = 0; k < done; ++k) {
+      Real* const weight = scores + k * tile.width + v * lanes;
+      store(weight, load(weight) * scale);
+    }
+    for (index_t d = 0; d < tile.v_head_dim; ++d) {
+      Real* const output = tile.output + d * tile.width + v * lanes;
+      store(output, load(output) * scale);
+    }
+  }
+}
+
+template <int Keys, int Vectors, class Real>
+LAMBDA_ATTENTION_INLINE void store_block(Real* scores, index_t width, const vector_of<Real> (&acc)[Keys][Vectors]) {
+  LAMBDA_ATTENTION_UNROLL
+  for (int k = 0; k < Keys; ++k) {
+    LAMBDA_ATTENTION_UNROLL
+    for (int v = 0; v < Vectors; ++v) store(scores + k * width + v * vectors<Real>::lanes, acc[k][v]);
+  }
+}
+template <int Keys, int Vectors, class Real>
+LAMBDA_ATTENTION_INLINE void load_block(const Real* scores, index_t width, vector_of<Real> (&acc)[Keys][Vectors]) {
+  LAMBDA_ATTENTION_UNROLL
+  for (int k = 0; k < Keys; ++k) {
+    LAMBDA_ATTENTION_UNROLL
+    for (int v = 0; v < Vectors; ++v) acc[k][v] = load(scores + k * width + v * vectors<Real>::lanes);
+  }
+}
+
+// Adds bias or soft cap to the scores, and hides the pairs that the mask hides.
+template <int Keys, int Vectors, class Real>
+LAMBDA_ATTENTION_INLINE void adjust_and_mask(const tile_state<Real>& tile, const tile_keys<Real>& keys, index_t first_key,
+                                             Real* row, vector_of<Real> (&acc)[Keys][Vectors]) {
+  constexpr int lanes = vectors<Real>::lanes;
+  const int first = keys.first_vector;
+  if (tile.soft_cap > 0 || tile.bias_row[0] != nullptr) {
+    store_block(row + first * lanes, tile.width, acc);
+    adjust_block(tile, keys, first_key, Keys, row);
+    load_block(row + first * lanes, tile.width, acc);
+  } else if (tile.has_slope) {
+    LAMBDA_ATTENTION_UNROLL
+    for (int v = 0; v < Vectors; ++v) {
+      const vector_of<Real> position = load(tile.position + (first + v) * lanes) * static_cast<Real>(keys.lane_step);
+      const vector_of<Real> descent = broadcast(-tile.slope[first + v]);
+      LAMBDA_ATTENTION_UNROLL
+      for (int k = 0; k < Keys; ++k) {
+        const Real nearest = static_cast<Real>(keys.distance - keys.key_step * (first_key + k));
+        acc[k][v] = fused(position + nearest, descent, acc[k][v]);
+      }
+    }
+  }
+  if (!keys.masked) return;
+  LAMBDA_ATTENTION_UNROLL
+  for (int v = 0; v < Vectors; ++v) {
+    const vector_of<Real> position = load(tile.position + (first + v) * lanes);
+    LAMBDA_ATTENTION_UNROLL
+    for (int k = 0; k < Keys; ++k) {
+      const Real lowest = static_cast<Real>(keys.lowest + first_key + k);
+      const Real highest = static_cast<Real>(keys.highest + first_key + k);
+      const mask_of<Real> visible = (position >= lowest) & (position <= highest);
+      acc[k][v] = visible ? acc[k][v] : broadcast(Real(hidden_score));
+    }
+  }
+}
+
+// Weights of `Keys` keys: row `done` ... of tile.scores.
+template <int Keys, int Vectors, class Real>
+LAMBDA_ATTENTION_INLINE void score_block(tile_state<Real>& tile, const tile_keys<Real>& keys, index_t first_key,
+                                         index_t done) {
+  constexpr int lanes = vectors<Real>::lanes;
+  const index_t first_lane = keys.first_vector * lanes;
+  Real* const row = tile.scores + done * tile.width;
+  vector_of<Real> acc[Keys][Vectors];
+  inner_products<Keys, Vectors>(keys.keys + first_key * keys.key_stride, keys.key_stride,
+                                tile.queries[keys.query_panel] + first_lane, tile.width, tile.head_dim, acc);
+  adjust_and_mask<Keys, Vectors>(tile, keys, first_key, row, acc);
+
+  Real* const running_max = tile.running_max + first_lane;
+  mask_of<Real> exceeds = {};
+  LAMBDA_ATTENTION_UNROLL
+  for (int v = 0; v < Vectors; ++v) {
+    vector_of<Real> most = acc[0][v];
+    LAMBDA_ATTENTION_UNROLL
+    for (int k = 1; k < Keys; ++k) most = maximum(most, acc[k][v]);
+    exceeds |= most > load(running_max + v * lanes) + Real(lazy_rescale);
+  }
+  if (__builtin_expect(any(exceeds), 0)) {
+    store_block(row + first_lane, tile.width, acc);
+    raise_maxima(tile, keys, tile.scores, done, Keys);
+    load_block(row + first_lane, tile.width, acc);
+  }
+  LAMBDA_ATTENTION_UNROLL
+  for (int v = 0; v < Vectors; ++v) {
+    const vector_of<Real> max = load(running_max + v * lanes);
+    vector_of<Real> sum = {};
+    LAMBDA_ATTENTION_UNROLL
+    for (int k = 0; k < Keys; ++k) {
+      vector_of<Real> weight = exp2<Real>(acc[k][v] - max);
+      // While a lane has seen no key its maximum is hidden_score too.
+      if (keys.masked) weight = acc[k][v] <= Real(hidden_score) ? broadcast(Real(0)) : weight;
+      store(row + first_lane + k * tile.width + v * lanes, weight);
+      sum += weight;
+    }
+    Real* const total = tile.sum + first_lane + v * lanes;
+    store(total, load(total) + sum);
+  }
+}
+
+// output panel, dims [0, Dims) of it, += weights of num_keys keys times their values.
+template <int Dims, int Vectors, class Real>
+LAMBDA_ATTENTION_INLINE void value_block(Real* __restrict output, const Real* __restrict weights, index_t width,
+                                         const Real* __restrict value, index_t value_stride, index_t num_keys) {
+  constexpr int lanes = vectors<Real>::lanes;
+  vector_of<Real> acc[Dims][Vectors];
+  LAMBDA_ATTENTION_UNROLL
+  for (int d = 0; d < Dims; ++d) {
+    LAMBDA_ATTENTION_UNROLL
+    for (int v = 0; v < Vectors; ++v) acc[d][v] = vector_of<Real>{};
+  }
+  LAMBDA_ATTENTION_UNROLL_TWICE
+  for (index_t k = 0; k < num_keys; ++k) {
+    vector_of<Real> weight[Vectors];
+    LAMBDA_ATTENTION_UNROLL
+    for (int v = 0; v < Vectors; ++v) weight[v] = load(weights + v * lanes);
+    LAMBDA_ATTENTION_UNROLL
+    for (int d = 0; d < Dims; ++d) {
+      const vector_of<Real> element = broadcast(value[d]);
+      LAMBDA_ATTENTION_UNROLL
+      for (int v = 0; v < Vectors; ++v) acc[d][v] = fused(element, weight[v], acc[d][v]);
+    }
+    weights += width;
+    value += value_stride;
+  }
+  LAMBDA_ATTENTION_UNROLL
+  for (int d = 0; d < Dims; ++d) {
+    LAMBDA_ATTENTION_UNROLL
+    for (int v = 0; v < Vectors; ++v) {
+      Real* const sum = output + d * width + v * lanes;
+      store(sum, load(sum) + acc[d][v]);
+    }
+  }
+}
+
+// The register blocks: as many keys (dims) as keep the accumulators, one row of queries (weights) and a broadcast in
+// registers: 16 accumulators of 32 registers, 8 of 16.
+template <int Vectors>
+inline constexpr int rows_per_block = (vector_bytes == 64 ? 16 : 8) / Vectors;
+
+template <int Vectors, class Real>
+__attribute__((noinline)) void add_keys_to(tile_state<Real>& tile, const tile_keys<Real>& keys) {
+  constexpr int lanes = vectors<Real>::lanes;
+  constexpr int rows = rows_per_block<Vectors>;
+  const index_t first_lane = keys.first_vector * lanes;
+  for (index_t first = 0; first < keys.num_keys; first += keys_per_block) {
+    const index_t rest = keys.num_keys - first;
+    const index_t size = rest < keys_per_block ? rest : keys_per_block;
+    index_t k = 0;
+    for (; k + rows <= size; k += rows) score_block<rows, Vectors>(tile, keys, first + k, k);
+    for (; k < size; ++k) score_block<1, Vectors>(tile, keys, first + k, k);
+
+    const Real* const weights = tile.scores + first_lane;
+    const Real* const values = keys.values + first * keys.value_stride;
+    Real* const output = tile.output + first_lane;
+    index_t d = 0;
+    for (; d + rows <= tile.v_head_dim; d += rows)
+      value_block<rows, Vectors>(output + d * tile.width, weights, tile.width, values + d, keys.value_stride, size);
+    for (; d < tile.v_head_dim; ++d)
+      value_block<1, Vectors>(output + d * tile.width, weights, tile.width, values + d, keys.value_stride, size);
+  }
+}
+
+template <class Real>
+void add_keys(tile_state<Real>& tile, const tile_keys<Real>& keys) {
+  if constexpr (tile_vectors >= 4) {
+    if (keys.num_vectors == 4) add_keys_to<4>(tile, keys);
+    if (keys.num_vectors == 3) add_keys_to<3>(tile, keys);
+  }
+  if (keys.num_vectors == 2) add_keys_to<2>(tile, keys);
+  if (keys.num_vectors == 1) add_keys_to<1>(tile, keys);
+}
+
+template <class Real>
+void pack_lane(const Real* row, index_t dim, Real* panel, index_t width, index_t lane) {
+  for (index_t d = 0; d < dim; ++d) panel[d * width + lane] = row[d];
+}
+
+template <class Real>
+void unpack_lane(const Real* panel, index_t width, index_t lane, Real scale, index_t dim, Real* row) {
+  for (index_t d = 0; d < dim; ++d) row[d] = panel[d * width + lane] * scale;
+}

@@ -1,0 +1,100 @@
+// Vectors of the ISA at hand: loads, lane sums, exponentials. Included by kernel_text.inl.
+
+template <class Real>
+LAMBDA_ATTENTION_INLINE vector_of<Real> load(const Real* source) {
+  return *reinterpret_cast<const typename vectors<Real>::strict*>(source);
+}
+template <class Real>
+LAMBDA_ATTENTION_INLINE vector_of<Real> load_loose(const Real* source) {
+  return *reinterpret_cast<const typename vectors<Real>::loose*>(source);
+}
+template <class Real>
+LAMBDA_ATTENTION_INLINE void store(Real* destination, vector_of<Real> numbers) {
+  *reinterpret_cast<typename vectors<Real>::strict*>(destination) = numbers;
+}
+template <class Real>
+LAMBDA_ATTENTION_INLINE void store_loose(Real* destination, vector_of<Real> numbers) {
+  *reinterpret_cast<typename vectors<Real>::loose*>(destination) = numbers;
+}
+
+// x - 0 and not x + 0, which would turn -0 into 0 and so cost an addition.
+template <class Real>
+LAMBDA_ATTENTION_INLINE vector_of<Real> broadcast(Real x) {
+  return x - vector_of<Real>{};
+}
+
+template <class Real>
+LAMBDA_ATTENTION_INLINE Real sum_of_lanes(vector_of<Real> x) {
+  alignas(vector_bytes) Real lane[vectors<Real>::lanes];
+  store(lane, x);
+  LAMBDA_ATTENTION_UNROLL
+  for (int half = vectors<Real>::lanes / 2; half > 0; half /= 2) {
+    LAMBDA_ATTENTION_UNROLL
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  }
+  return lane[0];
+}
+
+template <class Real>
+LAMBDA_ATTENTION_INLINE Real max_of_lanes(vector_of<Real> x) {
+  alignas(vector_bytes) Real lane[vectors<Real>::lanes];
+  store(lane, x);
+  Real most = lane[0];
+  for (int i = 1; i < vectors<Real>::lanes; ++i) most = lane[i] > most ? lane[i] : most;
+  return most;
+}
+
+// Minimax polynomials of (2^f - 1) / f on |f| <= 1/2: relative error of 2^f 1.9e-9 and 4e-20.
+LAMBDA_ATTENTION_INLINE vector_of<float> exp2_slope(vector_of<float> f) {
+  vector_of<float> p = broadcast(1.5345812e-4f);
+  p = fused(p, f, broadcast(1.3399931e-3f));
+  p = fused(p, f, broadcast(9.6184891e-3f));
+  p = fused(p, f, broadcast(5.5503286e-2f));
+  p = fused(p, f, broadcast(2.4022646e-1f));
+  return fused(p, f, broadcast(6.9314718e-1f));
+}
+LAMBDA_ATTENTION_INLINE vector_of<double> exp2_slope(vector_of<double> f) {
+  vector_of<double> p = broadcast(2.562340929327394e-11);
+  p = fused(p, f, broadcast(4.456627704570346e-10));
+  p = fused(p, f, broadcast(7.054976872321602e-09));
+  p = fused(p, f, broadcast(1.017805152016458e-07));
+  p = fused(p, f, broadcast(1.3215486584465597e-06));
+  p = fused(p, f, broadcast(1.525273385547638e-05));
+  p = fused(p, f, broadcast(1.5403530393662152e-04));
+  p = fused(p, f, broadcast(1.3333558146391244e-03));
+  p = fused(p, f, broadcast(9.618129107628309e-03));
+  p = fused(p, f, broadcast(5.5504108664821694e-02));
+  p = fused(p, f, broadcast(2.4022650695910072e-01));
+  return fused(p, f, broadcast(6.931471805599453e-01));
+}
+
+// Below this 2^x is zero, or as good as: the exponent of a power may not leave the range of scale_by_power.
+template <class Real>
+inline constexpr Real lowest_power = sizeof(Real) == 4 ? Real(-1000) : Real(-2000);
+
+// 2^x for x up to about 100; zero far below, exact at whole numbers; a NaN stays one.
+template <class Real>
+LAMBDA_ATTENTION_INLINE vector_of<Real> exp2(vector_of<Real> x) {
+  x = maximum(broadcast(lowest_power<Real>), x);
+  const vector_of<Real> n = round_to_whole(x);
+  const vector_of<Real> f = x - n;
+  return scale_by_power(fused(exp2_slope(f), f, broadcast(Real(1))), n);
+}
+
+// 2^x - 1 for |x| <= 100, to full relative precision around 0.
+template <class Real>
+LAMBDA_ATTENTION_INLINE vector_of<Real> exp2_minus_1(vector_of<Real> x) {
+  const vector_of<Real> n = round_to_whole(x);
+  const vector_of<Real> f = x - n;
+  const vector_of<Real> power = scale_by_power(broadcast(Real(1)), n);
+  return fused(power, exp2_slope(f) * f, power - Real(1));
+}
+
+template <class Real>
+LAMBDA_ATTENTION_INLINE vector_of<Real> tanh(vector_of<Real> x) {
+  constexpr Real flat = 22;  // 1 - tanh(22) is below half an ulp of 1, in double too
+  x = maximum(broadcast(-flat), x);
+  x = x > flat ? broadcast(flat) : x;
+  const vector_of<Real> e = exp2_minus_1<Real>(x * Real(2 * log2_e));
+  return e / (e + Real(2));
+}

@@ -1,0 +1,42 @@
+// Rows of signed bytes under one scale.
+#pragma once
+
+#include <lambda_attention/storage.hpp>
+
+#include <cstdint>
+
+namespace lambda_attention {
+inline namespace LAMBDA_ATTENTION_UNIT {
+
+/// element = scale * byte, scale = (largest magnitude of the row) / 127. The error of an element is at most scale / 2. A row
+/// with a NaN or an infinity is stored as NaN.
+struct int8 {
+  using compute_type = float;
+  static constexpr row_format format = row_format::int8;
+  static constexpr index_t row_bytes(index_t dim) { return dim; }
+
+  static float encode(const float* row, index_t dim, void* stored) {
+    std::int8_t* const bytes = static_cast<std::int8_t*>(stored);
+    float largest = 0;
+    bool finite = true;
+    for (index_t d = 0; d < dim; ++d) {
+      const float magnitude = row[d] < 0 ? -row[d] : row[d];
+      finite = finite && detail::is_finite(static_cast<double>(row[d]));
+      largest = magnitude > largest ? magnitude : largest;
+    }
+    const float scale = largest / 127;
+    // Below this the division by the scale would overflow: such a row is as good as zero.
+    const bool vanishes = scale < 0x1p-120f;
+    for (index_t d = 0; d < dim; ++d)
+      bytes[d] = !finite ? std::int8_t{1}
+                         : vanishes ? std::int8_t{0} : static_cast<std::int8_t>(__builtin_lrintf(row[d] / scale));
+    return finite ? (vanishes ? 0.0f : scale) : __builtin_nanf("");
+  }
+  static void decode(const void* stored, float scale, index_t dim, float* row) {
+    const std::int8_t* const bytes = static_cast<const std::int8_t*>(stored);
+    for (index_t d = 0; d < dim; ++d) row[d] = scale * static_cast<float>(bytes[d]);
+  }
+};
+
+}  // namespace LAMBDA_ATTENTION_UNIT
+}  // namespace lambda_attention

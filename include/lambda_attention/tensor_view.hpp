@@ -1,0 +1,54 @@
+// A strided view [tokens, heads, dim] over memory that the caller owns.
+#pragma once
+
+#include <lambda_attention/config.hpp>
+
+#include <type_traits>
+
+namespace lambda_attention {
+inline namespace LAMBDA_ATTENTION_UNIT {
+
+/// Element (t, h, d) lies at data[t * token_stride + h * head_stride + d]: features are contiguous, tokens and heads may
+/// lie in any order and with any gap. Strides count elements, not bytes, and are >= 0. The view owns nothing; the memory
+/// must outlive the call it is given to. T may be const; a view of T converts to a view of const T.
+template <class T>
+struct tensor_view {
+  T* data = nullptr;
+  index_t tokens = 0;
+  index_t heads = 0;
+  index_t dim = 0;
+  index_t token_stride = 0;
+  index_t head_stride = 0;
+
+  constexpr tensor_view() = default;
+  constexpr tensor_view(T* data_, index_t tokens_, index_t heads_, index_t dim_, index_t token_stride_,
+                        index_t head_stride_)
+      : data(data_), tokens(tokens_), heads(heads_), dim(dim_), token_stride(token_stride_), head_stride(head_stride_) {}
+
+  template <class U, class = std::enable_if_t<std::is_same_v<const U, T>>>
+  constexpr tensor_view(const tensor_view<U>& other)
+      : tensor_view(other.data, other.tokens, other.heads, other.dim, other.token_stride, other.head_stride) {}
+
+  /// The dim elements of one head of one token.
+  constexpr T* row(index_t token, index_t head) const { return data + token * token_stride + head * head_stride; }
+
+  /// Tokens [first, first + count).
+  constexpr tensor_view slice(index_t first, index_t count) const {
+    return {data + first * token_stride, count, heads, dim, token_stride, head_stride};
+  }
+};
+
+/// A dense tensor stored as [tokens, heads, dim], the layout often called NHD.
+template <class T>
+constexpr tensor_view<T> token_major(T* data, index_t tokens, index_t heads, index_t dim) {
+  return {data, tokens, heads, dim, heads * dim, dim};
+}
+
+/// A dense tensor stored as [heads, tokens, dim], the layout often called HND.
+template <class T>
+constexpr tensor_view<T> head_major(T* data, index_t tokens, index_t heads, index_t dim) {
+  return {data, tokens, heads, dim, dim, tokens * dim};
+}
+
+}  // namespace LAMBDA_ATTENTION_UNIT
+}  // namespace lambda_attention
