@@ -213,12 +213,6 @@ const kernel_table<Real>& kernels_for(isa_level level) {
   return baseline::kernels<Real>::table;
 }
 
-inline void check_isa(isa_level level, const char* where) {
-  const isa_level best = isa();
-  if (level < isa_level::automatic || level > best)
-    refuse("%s: expected options.isa that this machine has, at most %s, got %s", where, name_of(best), name_of(level));
-}
-
 }  // namespace detail
 }  // namespace LAMBDA_ATTENTION_UNIT
 }  // namespace lambda_attention

@@ -54,7 +54,7 @@ struct key_band {
 };
 
 struct key_bands {
-  key_band band[num_key_kinds];
+  key_band band[num_key_kinds] = {};
   int count = 0;
 
   constexpr void add(key_kind kind, index_range keys, index_t nearest, index_t farthest) {
@@ -78,7 +78,7 @@ struct plan_shape {
 
   // The bands of the queries [first, last), not empty. Together they hold every visible pair once.
   constexpr key_bands bands(index_t first, index_t last) const {
-    key_bands bands;
+    key_bands bands = {};
     const index_range sinks = {0, min(shape.num_sinks, last)};
     const index_t farthest_near = slots() ? (first > shape.last_slot() ? -1 : unlimited) : limit();
     const index_t nearest_far = slots() ? (first > shape.last_slot() ? 0 : unlimited) : saturating_add(limit(), 1);

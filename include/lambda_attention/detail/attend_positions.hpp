@@ -1,0 +1,154 @@
+// A task one position at a time, for decoding: rows are read as the cache stores them.
+#pragma once
+
+#include <lambda_attention/config.hpp>
+#include <lambda_attention/detail/job.hpp>
+#include <lambda_attention/detail/kernels.hpp>
+#include <lambda_attention/detail/plan.hpp>
+#include <lambda_attention/detail/query_rows.hpp>
+
+#include <cstdint>
+
+namespace lambda_attention {
+inline namespace LAMBDA_ATTENTION_UNIT {
+namespace detail {
+
+// `heads` query heads from first_head on, all of KV head kv_head.
+template <class Real>
+class position_driver {
+ public:
+  position_driver(const kernel_table<Real>& kernels, const attention_job<Real>& job, const task_rows<Real>& rows,
+                  worker_scratch<Real>& scratch, index_t kv_head, index_t first_head, int heads)
+      : kernels_(kernels),
+        job_(job),
+        rows_(rows),
+        scratch_(scratch),
+        kv_head_(kv_head),
+        first_head_(first_head),
+        heads_(heads),
+        padded_dim_(round_up(job.head_dim(), row_multiple)),
+        padded_v_dim_(round_up(job.v_head_dim(), row_multiple)) {
+    turner_ = row_turner<Real>(kernels, job.encoding, job.head_dim(), scratch.angles);
+    far_turner_ = row_turner<Real>(kernels, job.encoding, job.head_dim(), scratch.far_angles);
+    far_turner_.move_to(far_query_position(job.plan));
+  }
+
+  void run(index_t query) {
+    const key_bands bands = job_.plan.bands(query, query + 1);
+    const query_tile tile = {query, 1, 1};
+    index_t num_keys = 0;
+    for (int b = 0; b < bands.count; ++b)
+      for_each_segment(bands.band[b], tile, [&](const key_segment& segment) { num_keys += segment.num_keys; });
+    score_stride_ = round_up(num_keys, row_multiple);
+
+    pack(query);
+    index_t column = 0;
+    for (int b = 0; b < bands.count; ++b)
+      for_each_segment(bands.band[b], tile, [&](const key_segment& segment) { column += score(query, segment, column); });
+    Real sum[max_tile_vectors], max[max_tile_vectors];
+    for (int h = 0; h < heads_; ++h) max[h] = kernels_.softmax(scratch_.scores + h * score_stride_, num_keys, &sum[h]);
+
+    for (index_t i = 0; i < heads_ * padded_v_dim_; ++i) scratch_.output[i] = 0;
+    column = 0;
+    for (int b = 0; b < bands.count; ++b)
+      for_each_segment(bands.band[b], tile, [&](const key_segment& segment) { column += weigh(segment, column); });
+    for (int h = 0; h < heads_; ++h) finish(query, h, sum[h], max[h]);
+  }
+
+ private:
+  static bool is_far(key_kind kind) { return kind == key_kind::sinks_far || kind == key_kind::window_far; }
+
+  // Rows of all heads, turned to the query's own position and to the far one, padded with zeros.
+  void pack(index_t query) {
+    turner_.move_to(job_.first_position + static_cast<std::uint64_t>(query));
+    for (int h = 0; h < heads_; ++h) {
+      Real* const own = scratch_.queries[0] + h * padded_dim_;
+      Real* const far = scratch_.queries[1] + h * padded_dim_;
+      read_query(kernels_, job_, query - job_.first_query, first_head_ + h, scratch_.row);
+      turner_.turn(scratch_.row, own);
+      far_turner_.turn(scratch_.row, far);
+      for (index_t d = job_.head_dim(); d < padded_dim_; ++d) own[d] = far[d] = 0;
+    }
+  }
+
+  // The run of rows that begins with `key`: as stored, or as decoded where the kernels do not know the format.
+  stored_rows rows_from(key_kind kind, index_t key, index_t most) const {
+    const row_store<Real>& keys = job_.rows.keys[static_cast<int>(kind)];
+    const bool sinks = kind == key_kind::sinks_near || kind == key_kind::sinks_far;
+    const row_store<Real>& values = sinks ? job_.rows.sink_values : job_.rows.window_values;
+    stored_rows run = {};
+    run.format = keys.format;
+    if (keys.format == row_format::custom) {
+      const row_window<Real>& key_window = rows_.keys[static_cast<int>(kind)];
+      const row_window<Real>& value_window = rows_.values(kind);
+      run.format = native_format<Real>;
+      run.keys = reinterpret_cast<const unsigned char*>(key_window.row(key));
+      run.values = reinterpret_cast<const unsigned char*>(value_window.row(key));
+      run.key_row_bytes = key_window.stride * static_cast<index_t>(sizeof(Real));
+      run.value_row_bytes = value_window.stride * static_cast<index_t>(sizeof(Real));
+      run.num_keys = min(most, min(key_window.run_length(key), value_window.run_length(key)));
+      return run;
+    }
+    run.keys = keys.row(kv_head_, key);
+    run.values = values.row(kv_head_, key);
+    run.key_row_bytes = keys.row_bytes;
+    run.value_row_bytes = values.row_bytes;
+    run.num_keys = min(most, min(keys.capacity - key % keys.capacity, values.capacity - key % values.capacity));
+    if (keys.scales != nullptr) {
+      run.key_scales = keys.scales + kv_head_ * keys.capacity + key % keys.capacity;
+      run.value_scales = values.scales + kv_head_ * values.capacity + key % values.capacity;
+    }
+    return run;
+  }
+
+  index_t score(index_t query, const key_segment& segment, index_t column) {
+    const Real* const queries = is_far(segment.kind) ? scratch_.queries[1] : scratch_.queries[0];
+    for (index_t done = 0; done < segment.num_keys;) {
+      const index_t key = segment.first_key + done;
+      const stored_rows run = rows_from(segment.kind, key, segment.num_keys - done);
+      Real* const scores = scratch_.scores + column + done;
+      kernels_.score_rows(queries, heads_, padded_dim_, run, scores, score_stride_);
+      const bias_distance bias = bias_distance_of(job_.plan, segment.kind, query, key);
+      for (int h = 0; h < heads_; ++h)
+        kernels_.adjust_scores(scores + h * score_stride_, run.num_keys, job_.soft_cap, slope_of(job_, first_head_ + h),
+                               bias_row_of(job_, first_head_ + h), num_biases_of(job_), bias.distance, bias.key_step);
+      done += run.num_keys;
+    }
+    return segment.num_keys;
+  }
+
+  index_t weigh(const key_segment& segment, index_t column) {
+    for (index_t done = 0; done < segment.num_keys;) {
+      const stored_rows run = rows_from(segment.kind, segment.first_key + done, segment.num_keys - done);
+      kernels_.add_values(scratch_.scores + column + done, score_stride_, heads_, padded_v_dim_, run, scratch_.output);
+      done += run.num_keys;
+    }
+    return segment.num_keys;
+  }
+
+  void finish(index_t query, int head, Real sum, Real max) {
+    const index_t token = query - job_.first_query;
+    Real* const row = scratch_.output + head * padded_v_dim_;
+    const Real scale = normaliser(sum, max, sink_logit_of(job_, first_head_ + head));
+    for (index_t d = 0; d < job_.v_head_dim(); ++d) row[d] *= scale;
+    write_output(kernels_, job_, token, first_head_ + head, row);
+    write_lse(job_, token, first_head_ + head, sum, max);
+  }
+
+  const kernel_table<Real>& kernels_;
+  const attention_job<Real>& job_;
+  const task_rows<Real>& rows_;
+  worker_scratch<Real>& scratch_;
+  index_t kv_head_;
+  index_t first_head_;
+  int heads_;
+  index_t padded_dim_;
+  index_t padded_v_dim_;
+  index_t score_stride_ = 0;
+  row_turner<Real> turner_;
+  row_turner<Real> far_turner_;
+};
+
+}  // namespace detail
+}  // namespace LAMBDA_ATTENTION_UNIT
+}  // namespace lambda_attention

@@ -1,0 +1,197 @@
+// The memory of a kv_cache, whatever its storage and its encoding.
+#pragma once
+
+#include <lambda_attention/config.hpp>
+#include <lambda_attention/detail/buffer.hpp>
+#include <lambda_attention/detail/job.hpp>
+#include <lambda_attention/detail/kernels.hpp>
+#include <lambda_attention/detail/plan.hpp>
+#include <lambda_attention/detail/row_store.hpp>
+#include <lambda_attention/detail/row_turner.hpp>
+#include <lambda_attention/detail/tensor.hpp>
+
+#include <cstdint>
+
+namespace lambda_attention {
+inline namespace LAMBDA_ATTENTION_UNIT {
+namespace detail {
+
+// A storage type as functions.
+template <class Real>
+struct storage_functions {
+  row_format format;
+  index_t (*row_bytes)(index_t dim);
+  float (*encode)(const Real* row, index_t dim, void* stored);
+  void (*decode)(const void* stored, float scale, index_t dim, Real* row);
+};
+
+template <class Storage>
+storage_functions<typename Storage::compute_type> functions_of() {
+  return {Storage::format, [](index_t dim) { return Storage::row_bytes(dim); }, Storage::encode, Storage::decode};
+}
+
+// The newest `capacity` rows of each head: token t in slot t % capacity.
+//
+//      slot      0    1    2    3    4    5    6    7        capacity 8, 11 tokens seen: token 8 has overwritten
+//      token     8    9   10    3    4    5    6    7        token 0, and so on; token 11 will overwrite token 3
+template <class Real>
+class row_ring {
+ public:
+  row_ring() = default;
+  row_ring(const storage_functions<Real>& storage, index_t heads, index_t capacity, index_t dim)
+      : storage_(storage),
+        capacity_(capacity),
+        dim_(dim),
+        row_bytes_(round_up(storage.row_bytes(round_up(dim, row_multiple)), 16)),
+        rows_(checked_bytes(heads, capacity, row_bytes_)),
+        scales_(has_scales() ? heads * capacity : 0) {}
+
+  index_t capacity() const { return capacity_; }
+  index_t bytes() const { return static_cast<index_t>(rows_.bytes() + scales_.bytes()); }
+
+  void write(index_t head, index_t token, const Real* row) {
+    const index_t slot = head * capacity_ + token % capacity_;
+    const float scale = storage_.encode(row, dim_, rows_.data() + slot * row_bytes_);
+    if (has_scales()) scales_[slot] = scale;
+  }
+
+  row_store<Real> store() const {
+    row_store<Real> store;
+    store.format = storage_.format;
+    store.data = rows_.data();
+    store.scales = has_scales() ? scales_.data() : nullptr;
+    store.row_bytes = row_bytes_;
+    store.head_bytes = row_bytes_ * capacity_;
+    store.capacity = max(1, capacity_);
+    store.dim = dim_;
+    store.decode = storage_.decode;
+    return store;
+  }
+
+ private:
+  // Formats in which rows need no scale to be read.
+  bool has_scales() const { return storage_.format == row_format::int8 || storage_.format == row_format::custom; }
+
+  static index_t checked_bytes(index_t heads, index_t capacity, index_t row_bytes) {
+    index_t rows = 0, bytes = 0;
+    if (!multiply(heads, capacity, &rows) || !multiply(rows, row_bytes, &bytes) || bytes > (INT64_MAX >> 8))
+      refuse("kv_cache: expected a cache that fits in memory, got %lld heads of %lld rows of %lld bytes",
+             printable(heads), printable(capacity), printable(row_bytes));
+    return bytes;
+  }
+
+  storage_functions<Real> storage_ = {};
+  index_t capacity_ = 0;
+  index_t dim_ = 0;
+  index_t row_bytes_ = 0;
+  buffer<unsigned char> rows_;
+  buffer<float> scales_;
+};
+
+// Sinks and rings of one stream in one layer. What is kept depends on what queries can ask for:
+//
+//     no rotation                     one ring, one copy of the sinks
+//     rotation, limit >= window - 1   one ring of rotated rows; sinks rotated (while near) and as R(0)k (once far)
+//     rotation, limit <  window - 1   a ring of rotated rows for the newest limit + 1, a ring of R(0)k for the window
+template <class Real>
+class cache_core {
+ public:
+  struct geometry {
+    plan_shape plan;
+    bool rotates;
+    index_t num_kv_heads;
+    index_t head_dim;
+    index_t v_head_dim;
+    index_t max_append;
+    index_t first_position;
+  };
+
+  cache_core(const geometry& g, const storage_functions<Real>& storage, const storage_functions<Real>& sinks)
+      : geometry_(g),
+        window_near_(storage, g.num_kv_heads, ring_rows(near_window()), g.head_dim),
+        window_far_(storage, g.num_kv_heads, has_far_window() ? ring_rows(g.plan.shape.window) : 0, g.head_dim),
+        window_values_(storage, g.num_kv_heads, ring_rows(g.plan.shape.window), g.v_head_dim),
+        sinks_near_(sinks, g.num_kv_heads, g.plan.shape.num_sinks, g.head_dim),
+        sinks_far_(sinks, g.num_kv_heads, has_far_sinks() ? g.plan.shape.num_sinks : 0, g.head_dim),
+        sink_values_(sinks, g.num_kv_heads, g.plan.shape.num_sinks, g.v_head_dim) {}
+
+  const geometry& shape() const { return geometry_; }
+  index_t num_tokens() const { return num_tokens_; }
+  void set_num_tokens(index_t tokens) { num_tokens_ = tokens; }
+
+  index_t bytes() const {
+    return static_cast<index_t>(sizeof *this) + window_near_.bytes() + window_far_.bytes() + window_values_.bytes() +
+           sinks_near_.bytes() + sinks_far_.bytes() + sink_values_.bytes();
+  }
+
+  // Writes the rows of the tokens num_tokens() ..., without counting them in. Touches no row that a query needs which
+  // comes after the tokens counted so far, as long as there are at most max_append new ones.
+  void write(const kernel_table<Real>& kernels, const position_data& encoding, const tensor& k, const tensor& v) noexcept {
+    alignas(buffer_alignment) Real own_angles[row_turner<Real>::angle_count];
+    alignas(buffer_alignment) Real zero_angles[row_turner<Real>::angle_count];
+    row_turner<Real> own(kernels, encoding, k.dim, own_angles);
+    row_turner<Real> zero(kernels, encoding, k.dim, zero_angles);
+    zero.move_to(0);
+    const row_store<Real> keys = store_of<Real>(k), values = store_of<Real>(v);
+    const index_t total = num_tokens_ + k.tokens;
+    for (index_t i = 0; i < k.tokens; ++i) {
+      const index_t token = num_tokens_ + i;
+      if (token >= geometry_.plan.shape.num_sinks && total - token > window_values_.capacity()) continue;
+      own.move_to(static_cast<std::uint64_t>(geometry_.first_position) + static_cast<std::uint64_t>(token));
+      for (index_t head = 0; head < geometry_.num_kv_heads; ++head)
+        write_row(kernels, keys, values, i, head, token, own, zero);
+    }
+  }
+
+  key_value_rows<Real> rows() const {
+    key_value_rows<Real> rows;
+    rows.keys[static_cast<int>(key_kind::sinks_near)] = sinks_near_.store();
+    rows.keys[static_cast<int>(key_kind::sinks_far)] = (has_far_sinks() ? sinks_far_ : sinks_near_).store();
+    rows.keys[static_cast<int>(key_kind::window_near)] = window_near_.store();
+    rows.keys[static_cast<int>(key_kind::window_far)] = (has_far_window() ? window_far_ : window_near_).store();
+    for (row_treatment& treatment : rows.treatment) treatment = row_treatment::as_stored;
+    rows.sink_values = sink_values_.store();
+    rows.window_values = window_values_.store();
+    rows.as_stored_by_a_cache = true;
+    return rows;
+  }
+
+ private:
+  bool has_far_window() const {
+    return geometry_.rotates && geometry_.plan.limit() < geometry_.plan.shape.window - 1;
+  }
+  bool has_far_sinks() const { return geometry_.rotates && !geometry_.plan.slots(); }
+  index_t near_window() const {
+    return has_far_window() ? geometry_.plan.limit() + 1 : geometry_.plan.shape.window;
+  }
+  index_t ring_rows(index_t window) const { return max(window, 1) - 1 + geometry_.max_append; }
+
+  void write_row(const kernel_table<Real>& kernels, const row_store<Real>& keys, const row_store<Real>& values,
+                 index_t source, index_t head, index_t token, const row_turner<Real>& own,
+                 const row_turner<Real>& zero) {
+    const bool sink = token < geometry_.plan.shape.num_sinks;
+    Real row[max_head_dim], turned[max_head_dim];
+    keys.read(kernels, head, source, row);
+    own.turn(row, turned);
+    (sink ? sinks_near_ : window_near_).write(head, token, turned);
+    if (sink ? has_far_sinks() : has_far_window()) {
+      zero.turn(row, turned);
+      (sink ? sinks_far_ : window_far_).write(head, token, turned);
+    }
+    values.read(kernels, head, source, row);
+    (sink ? sink_values_ : window_values_).write(head, token, row);
+  }
+
+  geometry geometry_;
+  index_t num_tokens_ = 0;
+  row_ring<Real> window_near_;
+  row_ring<Real> window_far_;
+  row_ring<Real> window_values_;
+  row_ring<Real> sinks_near_;
+  row_ring<Real> sinks_far_;
+  row_ring<Real> sink_values_;
+};
+
+}  // namespace detail
+}  // namespace LAMBDA_ATTENTION_UNIT
+}  // namespace lambda_attention

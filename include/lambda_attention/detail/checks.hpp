@@ -1,0 +1,204 @@
+// Everything that a call is refused for, and the jobs that the accepted ones become.
+#pragma once
+
+#include <lambda_attention/config.hpp>
+#include <lambda_attention/detail/cache_core.hpp>
+#include <lambda_attention/detail/job.hpp>
+#include <lambda_attention/detail/tensor.hpp>
+#include <lambda_attention/isa.hpp>
+#include <lambda_attention/lambda_shape.hpp>
+#include <lambda_attention/options.hpp>
+#include <lambda_attention/position.hpp>
+
+namespace lambda_attention {
+inline namespace LAMBDA_ATTENTION_UNIT {
+namespace detail {
+
+// The encoding's demands; 0 stands for none.
+struct encoding_limits {
+  index_t num_heads;
+  index_t head_dim;
+};
+
+template <class Position>
+encoding_limits limits_of(const Position& position) {
+  return {position.num_heads(), position.head_dim()};
+}
+
+inline void check_isa(isa_level level, const char* where) {
+  const isa_level best = isa();
+  if (level < isa_level::automatic || level > best)
+    refuse("%s: expected options.isa that this machine has, at most %s, got %s", where, name_of(best), name_of(level));
+}
+
+inline void check_dim(index_t dim, const char* where, const char* name) {
+  if (dim < 1 || dim > max_head_dim)
+    refuse("%s: expected 1 <= %s <= %lld, got %lld", where, name, printable(max_head_dim), printable(dim));
+}
+
+inline void check_equal(index_t a, index_t b, const char* where, const char* a_name, const char* b_name) {
+  if (a != b) refuse("%s: expected %s == %s, got %lld and %lld", where, a_name, b_name, printable(a), printable(b));
+}
+
+inline void check_heads(const tensor& q, index_t kv_heads, const char* kv_heads_name) {
+  if (kv_heads < 1 || q.heads < 1 || q.heads % kv_heads != 0)
+    refuse("attend: expected q.heads %% %s == 0, both at least 1, got q.heads = %lld, %s = %lld", kv_heads_name,
+           printable(q.heads), kv_heads_name, printable(kv_heads));
+}
+
+inline void check_positions(index_t first_position, index_t tokens, const char* where) {
+  if (first_position < 0)
+    refuse("%s: expected first_position >= 0, got %lld", where, printable(first_position));
+  if (tokens > unlimited - first_position)
+    refuse("%s: expected positions below 2^63, got first_position = %lld and %lld tokens", where,
+           printable(first_position), printable(tokens));
+}
+
+inline void check_encoding(const encoding_limits& limits, index_t heads, index_t head_dim) {
+  if (limits.num_heads != 0 && limits.num_heads != heads)
+    refuse("attend: expected q.heads = %lld, that of the position encoding, got %lld", printable(limits.num_heads),
+           printable(heads));
+  if (limits.head_dim != 0 && limits.head_dim != head_dim)
+    refuse("attend: expected head_dim = %lld, that of the position encoding, got %lld", printable(limits.head_dim),
+           printable(head_dim));
+}
+
+inline void check_options(const attention_options& options, const tensor& q, const tensor& out) {
+  check_isa(options.isa, "attend");
+  constexpr double largest = 1e30;
+  if (!is_finite(options.scale) || options.scale > largest || options.scale < -largest)
+    refuse("attend: expected a finite options.scale within +-1e30, got %g", options.scale);
+  if (!is_finite(options.soft_cap) || options.soft_cap < 0 || options.soft_cap > largest)
+    refuse("attend: expected 0 <= options.soft_cap <= 1e30, got %g", options.soft_cap);
+  if (options.sink_logits.data != nullptr && options.sink_logits.size != q.heads)
+    refuse("attend: expected options.sink_logits.size == q.heads, got %lld and %lld",
+           printable(options.sink_logits.size), printable(q.heads));
+  if (options.lse.data == nullptr) return;
+  const tensor lse = erase(options.lse);
+  check_tensor(lse, "attend", "options.lse");
+  if (lse.tokens != q.tokens || lse.heads != q.heads || lse.dim != 1)
+    refuse("attend: expected options.lse to be [%lld, %lld, 1], got [%lld, %lld, %lld]", printable(q.tokens),
+           printable(q.heads), printable(lse.tokens), printable(lse.heads), printable(lse.dim));
+  check_distinct_rows(lse, "attend", "options.lse");
+  if (overlap(lse, q) || overlap(lse, out))
+    refuse("attend: expected options.lse not to overlap q or out, got overlapping memory");
+}
+
+// Queries and outputs of any call.
+inline void check_queries(const tensor& q, const tensor& out, index_t num_kv_heads, index_t head_dim, index_t v_head_dim,
+                          const encoding_limits& limits, const attention_options& options,
+                          const char* kv_heads_name) {
+  check_tensor(q, "attend", "q");
+  check_tensor(out, "attend", "out");
+  check_dim(q.dim, "attend", "q.dim");
+  check_heads(q, num_kv_heads, kv_heads_name);
+  check_equal(q.dim, head_dim, "attend", "q.dim", "k.dim");
+  check_equal(out.tokens, q.tokens, "attend", "out.tokens", "q.tokens");
+  check_equal(out.heads, q.heads, "attend", "out.heads", "q.heads");
+  check_equal(out.dim, v_head_dim, "attend", "out.dim", "v.dim");
+  check_encoding(limits, q.heads, q.dim);
+  check_distinct_rows(out, "attend", "out");
+  if (!same_rows(out, q)) check_alias(out, q, "attend", "q");
+  check_options(options, q, out);
+}
+
+inline void check_keys(const tensor& k, const tensor& v, const char* where) {
+  check_tensor(k, where, "k");
+  check_tensor(v, where, "v");
+  check_dim(k.dim, where, "k.dim");
+  check_dim(v.dim, where, "v.dim");
+  check_equal(v.tokens, k.tokens, where, "v.tokens", "k.tokens");
+  check_equal(v.heads, k.heads, where, "v.heads", "k.heads");
+}
+
+inline void check_lse_alias(const attention_options& options, const tensor& k, const tensor& v) {
+  if (options.lse.data == nullptr) return;
+  const tensor lse = erase(options.lse);
+  if (overlap(lse, k) || overlap(lse, v))
+    refuse("attend: expected options.lse not to overlap k or v, got overlapping memory");
+}
+
+// What of a job does not depend on where its keys are.
+template <class Real>
+attention_job<Real> job_of(const tensor& q, const tensor& out, const attention_options& options) {
+  attention_job<Real> job = {};
+  job.q = q;
+  job.out = out;
+  job.lse = options.lse;
+  job.sink_logits = options.sink_logits.data;
+  const double scale = options.scale != 0 ? options.scale : 1 / __builtin_sqrt(static_cast<double>(q.dim));
+  job.scale = static_cast<Real>(scale * log2_e);
+  job.soft_cap = static_cast<Real>(options.soft_cap * log2_e);
+  return job;
+}
+
+// A whole sequence: rows are turned as they are read.
+template <class Real>
+attention_job<Real> checked_sequence_job(const tensor& q, const tensor& k, const tensor& v, const tensor& out,
+                                         const lambda_shape& shape, const position_data& encoding,
+                                         const encoding_limits& limits, const attention_options& options) {
+  check_shape(shape, "attend");
+  check_keys(k, v, "attend");
+  check_queries(q, out, k.heads, k.dim, v.dim, limits, options, "k.heads");
+  check_equal(k.tokens, q.tokens, "attend", "k.tokens", "q.tokens");
+  check_alias(out, k, "attend", "k");
+  check_alias(out, v, "attend", "v");
+  check_lse_alias(options, k, v);
+  check_positions(options.first_position, q.tokens, "attend");
+
+  attention_job<Real> job = job_of<Real>(q, out, options);
+  job.num_kv_heads = k.heads;
+  job.first_position = static_cast<std::uint64_t>(options.first_position);
+  job.plan = {shape, encoding.rotates() || encoding.has_bias()};
+  job.encoding = encoding;
+  for (row_store<Real>& keys : job.rows.keys) keys = store_of<Real>(k);
+  const row_treatment near = encoding.rotates() ? row_treatment::turn_to_own_position : row_treatment::as_stored;
+  const bool turns_at_zero = encoding.function.self != nullptr || encoding.rotation.factor != 1;
+  const row_treatment at_zero = turns_at_zero ? row_treatment::turn_to_zero : row_treatment::as_stored;
+  row_treatment* const treatment = job.rows.treatment;
+  treatment[static_cast<int>(key_kind::sinks_near)] = near;
+  treatment[static_cast<int>(key_kind::window_near)] = near;
+  treatment[static_cast<int>(key_kind::window_far)] = at_zero;
+  treatment[static_cast<int>(key_kind::sinks_far)] = job.plan.slots() ? near : at_zero;
+  job.rows.sink_values = job.rows.window_values = store_of<Real>(v);
+  return job;
+}
+
+// Queries of the newest q.tokens tokens of a stream that has num_tokens, those included.
+template <class Real>
+attention_job<Real> stream_job(const tensor& q, const tensor& out, const cache_core<Real>& cache, index_t num_tokens,
+                               const position_data& encoding, const attention_options& options) {
+  attention_job<Real> job = job_of<Real>(q, out, options);
+  job.first_query = num_tokens - q.tokens;
+  job.num_kv_heads = cache.shape().num_kv_heads;
+  job.first_position = static_cast<std::uint64_t>(cache.shape().first_position);
+  job.plan = cache.shape().plan;
+  job.encoding = encoding;
+  job.rows = cache.rows();
+  return job;
+}
+
+template <class Real>
+void check_stream_queries(const tensor& q, const tensor& out, const cache_core<Real>& cache,
+                          const encoding_limits& limits, const attention_options& options) {
+  check_queries(q, out, cache.shape().num_kv_heads, cache.shape().head_dim, cache.shape().v_head_dim, limits, options,
+                "cache.num_kv_heads");
+  if (options.first_position != 0)
+    refuse("attend: expected options.first_position = 0 with a cache, which has its own, got %lld",
+           printable(options.first_position));
+}
+
+template <class Real>
+void check_stream_keys(const tensor& k, const tensor& v, const cache_core<Real>& cache, const char* where) {
+  check_keys(k, v, where);
+  check_equal(k.heads, cache.shape().num_kv_heads, where, "k.heads", "cache.num_kv_heads");
+  check_equal(k.dim, cache.shape().head_dim, where, "k.dim", "cache.head_dim");
+  check_equal(v.dim, cache.shape().v_head_dim, where, "v.dim", "cache.v_head_dim");
+  index_t last = 0;
+  if (__builtin_add_overflow(cache.num_tokens(), k.tokens, &last)) last = unlimited;
+  check_positions(cache.shape().first_position, last, where);
+}
+
+}  // namespace detail
+}  // namespace LAMBDA_ATTENTION_UNIT
+}  // namespace lambda_attention

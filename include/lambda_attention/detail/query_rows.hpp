@@ -1,0 +1,75 @@
+// Queries in and outputs out: rows of the caller's tensors to and from the kernels' own numbers.
+#pragma once
+
+#include <lambda_attention/config.hpp>
+#include <lambda_attention/detail/job.hpp>
+#include <lambda_attention/detail/kernels.hpp>
+#include <lambda_attention/detail/row_turner.hpp>
+
+#include <cstdint>
+
+namespace lambda_attention {
+inline namespace LAMBDA_ATTENTION_UNIT {
+namespace detail {
+
+// row = scale * q(token, head)
+template <class Real>
+void read_query(const kernel_table<Real>& kernels, const attention_job<Real>& job, index_t token, index_t head,
+                Real* row) {
+  const unsigned char* const source = job.q.row(token, head);
+  if (job.q.format == row_format::custom) {
+    row_store<Real>::read_custom(job.q.read, source, job.head_dim(), row);
+  } else {
+    kernels.read_row(job.q.format, source, job.head_dim(), 1.0f, row);
+  }
+  for (index_t d = 0; d < job.head_dim(); ++d) row[d] *= job.scale;
+}
+
+template <class Real>
+void write_output(const kernel_table<Real>& kernels, const attention_job<Real>& job, index_t token, index_t head,
+                  const Real* row) {
+  unsigned char* const destination = job.out.row(token, head);
+  if (job.out.format != row_format::custom) {
+    kernels.write_row(job.out.format, row, job.v_head_dim(), destination);
+    return;
+  }
+  float narrow[max_head_dim];
+  for (index_t d = 0; d < job.v_head_dim(); ++d) narrow[d] = static_cast<float>(row[d]);
+  job.out.write(narrow, job.v_head_dim(), destination);
+}
+
+template <class Real>
+void write_lse(const attention_job<Real>& job, index_t token, index_t head, Real sum, Real max) {
+  if (job.lse.data != nullptr) *job.lse.row(token, head) = log_sum_exp(sum, max);
+}
+
+template <class Real>
+const float* sink_logit_of(const attention_job<Real>& job, index_t head) {
+  return job.sink_logits == nullptr ? nullptr : job.sink_logits + head;
+}
+
+template <class Real>
+Real slope_of(const attention_job<Real>& job, index_t head) {
+  return job.encoding.slopes == nullptr ? Real(0) : static_cast<Real>(job.encoding.slopes[head] * log2_e);
+}
+
+template <class Real>
+const Real* bias_row_of(const attention_job<Real>& job, index_t head) {
+  return job.encoding.biases == nullptr ? nullptr : job.encoding.biases->row(head, Real{});
+}
+
+template <class Real>
+index_t num_biases_of(const attention_job<Real>& job) {
+  return job.encoding.biases == nullptr ? 0 : job.encoding.biases->num_distances();
+}
+
+// Query heads of one KV head are taken 4, 2 or 1 at a time, so that a key is read once for all of them.
+inline int heads_at_once(index_t heads_left, int most) {
+  int heads = most;
+  while (heads > heads_left) heads /= 2;
+  return heads;
+}
+
+}  // namespace detail
+}  // namespace LAMBDA_ATTENTION_UNIT
+}  // namespace lambda_attention

@@ -1,0 +1,187 @@
+// A call on many streams: the checks across them, and its rounds of at most max_append tokens a stream.
+#pragma once
+
+#include <lambda_attention/config.hpp>
+#include <lambda_attention/detail/checks.hpp>
+#include <lambda_attention/detail/job.hpp>
+#include <lambda_attention/detail/run.hpp>
+#include <lambda_attention/detail/tensor.hpp>
+#include <lambda_attention/kv_cache.hpp>
+#include <lambda_attention/options.hpp>
+#include <lambda_attention/workspace.hpp>
+
+#include <new>
+#include <type_traits>
+
+namespace lambda_attention {
+inline namespace LAMBDA_ATTENTION_UNIT {
+namespace detail {
+
+inline void check_newest(index_t queries, index_t num_tokens, index_t max_append) {
+  if (queries > num_tokens)
+    refuse("attend: expected q.tokens <= cache.num_tokens(), got %lld and %lld", printable(queries),
+           printable(num_tokens));
+  if (queries > max_append)
+    refuse("attend: expected q.tokens <= cache.max_append(), got %lld and %lld: the ring does not hold what older queries "
+           "saw",
+           printable(queries), printable(max_append));
+}
+
+template <class Step>
+void check_stream(const Step& s, const attention_options& options) {
+  if (s.cache == nullptr) refuse("attend: expected a cache, got a null pointer");
+  const tensor q = erase(s.q), k = erase(s.k), v = erase(s.v), out = erase(s.out);
+  check_stream_keys(k, v, s.cache->core(), "attend");
+  check_stream_queries(q, out, s.cache->core(), limits_of(s.cache->position()), options);
+  check_equal(k.tokens, q.tokens, "attend", "k.tokens", "q.tokens");
+  check_alias(out, k, "attend", "k");
+  check_alias(out, v, "attend", "v");
+  check_lse_alias(options, k, v);
+}
+
+// All that can be wrong with a call, before anything is written.
+template <class Step>
+void check_streams(const Step* streams, index_t num_streams, const attention_options& options) {
+  if (num_streams < 0) refuse("attend: expected num_streams >= 0, got %lld", printable(num_streams));
+  if (num_streams > 0 && streams == nullptr) refuse("attend: expected streams, got a null pointer");
+  if (num_streams > 1 && options.lse.data != nullptr)
+    refuse("attend: expected no options.lse with more than one stream, got %lld streams", printable(num_streams));
+  for (index_t s = 0; s < num_streams; ++s) check_stream(streams[s], options);
+  for (index_t a = 0; a < num_streams; ++a) {
+    const tensor out = erase(streams[a].out);
+    for (index_t b = 0; b < num_streams; ++b) {
+      if (a == b) continue;
+      if (streams[a].cache == streams[b].cache)
+        refuse("attend: expected every cache once, got the same for streams %lld and %lld", printable(a), printable(b));
+      if (overlap(out, erase(streams[b].q)) || overlap(out, erase(streams[b].k)) || overlap(out, erase(streams[b].v)) ||
+          overlap(out, erase(streams[b].out)))
+        refuse("attend: expected out of stream %lld not to overlap a tensor of stream %lld, got overlapping memory",
+               printable(a), printable(b));
+    }
+  }
+}
+
+template <class Real>
+constexpr index_t job_bytes(index_t num_jobs) {
+  return round_up(num_jobs * static_cast<index_t>(sizeof(attention_job<Real>)), buffer_alignment);
+}
+
+// The scratch of a call on one stream, of a given number of tokens or fewer, whatever came before: that of a stream whose
+// window is full, where a query sees most.
+template <class Real>
+index_t stream_scratch_bytes(const kernel_table<Real>& kernels, const cache_core<Real>& cache,
+                             const position_data& encoding, index_t num_heads, index_t num_tokens,
+                             index_t num_workers) {
+  const index_t tokens = min(max(num_tokens, 0), cache.shape().max_append);
+  tensor q, out;
+  q.heads = out.heads = num_heads;
+  q.dim = cache.shape().head_dim;
+  out.dim = cache.shape().v_head_dim;
+  const index_t seen = saturating_add(cache.shape().plan.shape.num_sinks, cache.shape().plan.shape.window);
+  const auto bytes_for = [&](index_t count) {
+    q.tokens = out.tokens = count;
+    const attention_job<Real> job =
+        stream_job(q, out, cache, saturating_add(seen, count), encoding, attention_options{});
+    return call_bytes(kernels, job_list<Real>{&job, 1}, num_workers);
+  };
+  // Few tokens are read position by position, which takes another scratch than tiles.
+  return job_bytes<Real>(1) + max(bytes_for(tokens), bytes_for(min(tokens, attention_job<Real>::most_by_position)));
+}
+
+// The rounds of a call. In each, every stream that has tokens left takes in at most max_append of them: rows are written,
+// the round's jobs run, and only then do the caches count the tokens in.
+template <class Step>
+class stream_runner {
+  using cache_type = std::remove_pointer_t<decltype(Step::cache)>;
+  using real = typename cache_type::compute_type;
+  using job = attention_job<real>;
+  static_assert(std::is_trivially_copyable_v<job> && std::is_trivially_destructible_v<job>, "jobs live in scratch");
+
+ public:
+  stream_runner(const Step* streams, index_t num_streams, const attention_options& options, workspace& memory)
+      : kernels_(kernels_for<real>(options.isa)),
+        streams_(streams),
+        num_streams_(num_streams),
+        options_(options),
+        memory_(memory),
+        jobs_bytes_(job_bytes<real>(num_streams)) {}
+
+  // All rounds. Whatever can fail but the executor fails before a row is written.
+  template <class Executor>
+  void run(Executor& executor) {
+    for (index_t round = 0; begin_round(round, executor.num_workers()); ++round) {
+      for (index_t s = 0; s < num_streams_; ++s) write(streams_[s], round);
+      run_jobs(kernels_, job_list<real>{jobs(), num_jobs_}, memory_, jobs_bytes_, executor);
+      for (index_t s = 0; s < num_streams_; ++s) count_in(streams_[s], round);
+    }
+  }
+
+ private:
+  struct token_range {
+    index_t first;
+    index_t count;
+  };
+
+  static token_range tokens_of(const Step& s, index_t round) {
+    const index_t most = s.cache->max_append();
+    if (round >= (s.q.tokens + most - 1) / most) return {0, 0};
+    return {round * most, min(most, s.q.tokens - round * most)};
+  }
+
+  job* jobs() { return std::launder(reinterpret_cast<job*>(memory_.data())); }
+
+  index_t total_bytes(index_t num_workers) {
+    return jobs_bytes_ + call_bytes(kernels_, job_list<real>{jobs(), num_jobs_}, num_workers);
+  }
+
+  bool begin_round(index_t round, index_t num_workers) {
+    memory_.reserve(jobs_bytes_);
+    build_jobs(round);
+    if (num_jobs_ == 0) return false;
+    const index_t bytes = total_bytes(num_workers);
+    if (bytes > memory_.bytes()) {
+      memory_.reserve(bytes);
+      build_jobs(round);
+    }
+    return true;
+  }
+
+  void build_jobs(index_t round) {
+    num_jobs_ = 0;
+    for (index_t s = 0; s < num_streams_; ++s) {
+      const Step& stream = streams_[s];
+      const token_range tokens = tokens_of(stream, round);
+      if (tokens.count == 0) continue;
+      attention_options options = options_;
+      if (options.lse.data != nullptr) options.lse = options.lse.slice(tokens.first, tokens.count);
+      ::new (static_cast<void*>(memory_.data() + num_jobs_ * static_cast<index_t>(sizeof(job))))
+          job(stream_job(erase(stream.q).slice(tokens.first, tokens.count),
+                         erase(stream.out).slice(tokens.first, tokens.count), stream.cache->core(),
+                         stream.cache->num_tokens() + tokens.count, stream.cache->position().data(), options));
+      ++num_jobs_;
+    }
+  }
+
+  void write(const Step& s, index_t round) {
+    const token_range tokens = tokens_of(s, round);
+    if (tokens.count > 0)
+      s.cache->core().write(kernels_, s.cache->position().data(), erase(s.k).slice(tokens.first, tokens.count),
+                            erase(s.v).slice(tokens.first, tokens.count));
+  }
+
+  static void count_in(const Step& s, index_t round) {
+    s.cache->core().set_num_tokens(s.cache->num_tokens() + tokens_of(s, round).count);
+  }
+
+  const kernel_table<real>& kernels_;
+  const Step* streams_;
+  index_t num_streams_;
+  const attention_options& options_;
+  workspace& memory_;
+  index_t jobs_bytes_;
+  index_t num_jobs_ = 0;
+};
+
+}  // namespace detail
+}  // namespace LAMBDA_ATTENTION_UNIT
+}  // namespace lambda_attention

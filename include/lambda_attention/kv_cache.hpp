@@ -1,0 +1,109 @@
+// The keys and values of one stream in one layer, in memory that does not grow.
+#pragma once
+
+#include <lambda_attention/config.hpp>
+#include <lambda_attention/detail/cache_core.hpp>
+#include <lambda_attention/lambda_shape.hpp>
+#include <lambda_attention/position.hpp>
+#include <lambda_attention/storage/f32.hpp>
+#include <lambda_attention/storage/f64.hpp>
+
+#include <type_traits>
+#include <utility>
+
+namespace lambda_attention {
+inline namespace LAMBDA_ATTENTION_UNIT {
+
+struct kv_cache_options {
+  index_t max_append = 512;    ///< tokens that one step takes in; a longer call is cut into steps of this many
+  index_t first_position = 0;  ///< position of the token with index 0
+};
+
+/// Sinks, and a ring of the newest keys and values: window - 1 + max_append rows a head (twice the keys where
+/// distance_limit < window - 1). A key is rotated once, when it arrives. Rows are kept as `Storage` writes them, sinks in
+/// float (double for f64) whatever the storage: they are few, they carry most of the weight, and they are read for ever.
+///
+/// Copying a cache forks the stream. Two caches are independent of each other; one cache serves one call at a time.
+///
+/// Errors, at construction: a shape without a bounded window or number of sinks (full_causal() has no bounded cache),
+/// counts or dims below 1, dims above max_head_dim, an encoding made for another head_dim.
+/// Law: attention over the stream is that over the whole sequence, whatever the chunks; bytes() does not depend on the
+/// tokens seen.
+template <class Storage, class Position>
+class kv_cache {
+ public:
+  using storage_type = Storage;
+  using compute_type = typename Storage::compute_type;
+  static_assert(std::is_same_v<compute_type, float> || std::is_same_v<compute_type, double>,
+                "lambda_attention: Storage::compute_type must be float or double");
+  static_assert(std::is_base_of_v<position_encoding, Position>,
+                "lambda_attention: a position encoding derives from position_encoding, see position.hpp");
+
+  kv_cache(const lambda_shape& shape, Position position, index_t num_kv_heads, index_t head_dim, index_t v_head_dim,
+           const kv_cache_options& options = {})
+      : shape_(shape),
+        position_(std::move(position)),
+        core_(checked_geometry(shape, position_, num_kv_heads, head_dim, v_head_dim, options),
+              detail::functions_of<Storage>(), detail::functions_of<sink_storage>()) {}
+
+  /// Tokens seen so far.
+  index_t num_tokens() const { return core_.num_tokens(); }
+
+  /// All memory that the cache holds, in bytes.
+  index_t bytes() const { return core_.bytes() + static_cast<index_t>(sizeof *this - sizeof core_); }
+
+  /// Forgets all tokens; the memory stays.
+  void clear() { core_.set_num_tokens(0); }
+
+  const lambda_shape& shape() const { return shape_; }
+  const Position& position() const { return position_; }
+  index_t num_kv_heads() const { return core_.shape().num_kv_heads; }
+  index_t head_dim() const { return core_.shape().head_dim; }
+  index_t v_head_dim() const { return core_.shape().v_head_dim; }
+  index_t max_append() const { return core_.shape().max_append; }
+  index_t first_position() const { return core_.shape().first_position; }
+
+  /// For attend() and append().
+  detail::cache_core<compute_type>& core() { return core_; }
+  const detail::cache_core<compute_type>& core() const { return core_; }
+
+ private:
+  using sink_storage = std::conditional_t<std::is_same_v<compute_type, double>, f64, f32>;
+
+  static typename detail::cache_core<compute_type>::geometry checked_geometry(
+      const lambda_shape& shape, const Position& position, index_t num_kv_heads, index_t head_dim, index_t v_head_dim,
+      const kv_cache_options& options) {
+    using detail::printable;
+    using detail::refuse;
+    constexpr index_t most = index_t{1} << 40;
+    detail::check_shape(shape, "kv_cache");
+    if (shape.window > most)
+      refuse("kv_cache: expected a window of at most 2^40 tokens, got %lld: full_causal() has no bounded cache",
+             printable(shape.window));
+    if (shape.num_sinks > most)
+      refuse("kv_cache: expected at most 2^40 sinks, got %lld", printable(shape.num_sinks));
+    if (num_kv_heads < 1 || num_kv_heads > most)
+      refuse("kv_cache: expected num_kv_heads >= 1, got %lld", printable(num_kv_heads));
+    if (head_dim < 1 || head_dim > max_head_dim)
+      refuse("kv_cache: expected 1 <= head_dim <= %lld, got %lld", printable(max_head_dim), printable(head_dim));
+    if (v_head_dim < 1 || v_head_dim > max_head_dim)
+      refuse("kv_cache: expected 1 <= v_head_dim <= %lld, got %lld", printable(max_head_dim), printable(v_head_dim));
+    if (position.head_dim() != 0 && position.head_dim() != head_dim)
+      refuse("kv_cache: expected head_dim = %lld, that of the position encoding, got %lld",
+             printable(position.head_dim()), printable(head_dim));
+    if (options.max_append < 1 || options.max_append > most)
+      refuse("kv_cache: expected 1 <= max_append <= 2^40, got %lld", printable(options.max_append));
+    if (options.first_position < 0)
+      refuse("kv_cache: expected first_position >= 0, got %lld", printable(options.first_position));
+    const position_data data = position.data();
+    return {{shape, data.rotates() || data.has_bias()}, data.rotates(),     num_kv_heads, head_dim, v_head_dim,
+            options.max_append,                         options.first_position};
+  }
+
+  lambda_shape shape_;
+  Position position_;
+  detail::cache_core<compute_type> core_;
+};
+
+}  // namespace LAMBDA_ATTENTION_UNIT
+}  // namespace lambda_attention

@@ -1,0 +1,29 @@
+// What a call of attend() may be told beyond its tensors.
+#pragma once
+
+#include <lambda_attention/config.hpp>
+#include <lambda_attention/isa.hpp>
+#include <lambda_attention/tensor_view.hpp>
+#include <lambda_attention/workspace.hpp>
+
+namespace lambda_attention {
+inline namespace LAMBDA_ATTENTION_UNIT {
+
+/// One learned logit for each query head (gpt-oss): e^logit is added to the denominator of every row of that head.
+struct sink_logits_view {
+  const float* data = nullptr;
+  index_t size = 0;
+};
+
+struct attention_options {
+  double scale = 0;     ///< of scores; 0: 1 / sqrt(head_dim)
+  double soft_cap = 0;  ///< scores become soft_cap * tanh(score / soft_cap) before biases are added (Gemma 2); 0: they do not
+  sink_logits_view sink_logits = {};
+  index_t first_position = 0;  ///< position of q's first token, for a whole sequence; a cache has its own
+  tensor_view<float> lse = {};  ///< [n, heads, 1]: receives the natural log of the sum of e^logit, learned sinks not included
+  isa_level isa = isa_level::automatic;
+  lambda_attention::workspace* workspace = nullptr;
+};
+
+}  // namespace LAMBDA_ATTENTION_UNIT
+}  // namespace lambda_attention
