@@ -82,11 +82,14 @@ class tile_driver {
 
   // Lanes without a query, in a vector that has some, are zeros: whatever they compute stays finite and is dropped.
   void pack(const query_tile& tile, Real* panel, row_turner<Real>& turner, turns turned_to) {
+    const index_t row_bytes = job_.head_dim() * job_.q.element_size;
     for (index_t p = 0; p < tile.count; ++p) {
       const index_t query = tile.first + p;
       if (turned_to == turns::each_to_its_own_position)
         turner.move_to(job_.first_position + static_cast<std::uint64_t>(query));
       for (int h = 0; h < heads_; ++h) {
+        if (p + rows_ahead < tile.count)
+          prefetch_row(job_.q.row(query + rows_ahead - job_.first_query, first_head_ + h), row_bytes);
         read_query(kernels_, job_, query - job_.first_query, first_head_ + h, scratch_.row);
         turner.turn(scratch_.row, scratch_.turned_row);
         kernels_.pack_lane(scratch_.turned_row, tile_.head_dim, panel, tile_.width, lane_of(p, h));

@@ -46,3 +46,33 @@ LAMBDA_ATTENTION_INLINE floats load_f16(const unsigned char* source) {
   std::memcpy(&bits, source, sizeof bits);
   return __builtin_ia32_vcvtph2ps256(bits);
 }
+
+// Widening loads: Clang has them as a conversion, which g++ 12 takes apart element by element; g++ has builtins, which
+// Clang dropped.
+LAMBDA_ATTENTION_INLINE floats load_bf16(const unsigned char* source) {
+  typedef std::uint16_t narrow __attribute__((vector_size(16)));
+  narrow bits;
+  std::memcpy(&bits, source, sizeof bits);
+#if defined(__clang__)
+  const mask_of<float> wide = __builtin_convertvector(bits, mask_of<float>);
+#else
+  typedef short builtin_operand __attribute__((vector_size(16)));
+  const mask_of<float> wide = (mask_of<float>)__builtin_ia32_pmovzxwd256((builtin_operand)bits);
+#endif
+  return (floats)(wide << 16);
+}
+
+LAMBDA_ATTENTION_INLINE floats load_int8(const unsigned char* source) {
+#if defined(__clang__)
+  typedef std::int8_t narrow __attribute__((vector_size(8)));
+  narrow numbers;
+  std::memcpy(&numbers, source, sizeof numbers);
+  const mask_of<float> wide = __builtin_convertvector(numbers, mask_of<float>);
+#else
+  typedef char builtin_operand __attribute__((vector_size(16)));
+  builtin_operand numbers = {};
+  std::memcpy(&numbers, source, 8);
+  const mask_of<float> wide = (mask_of<float>)__builtin_ia32_pmovsxbd256(numbers);
+#endif
+  return __builtin_convertvector(wide, floats);
+}

@@ -33,3 +33,13 @@ LAMBDA_ATTENTION_INLINE doubles scale_by_power(doubles y, doubles n) { return _m
 LAMBDA_ATTENTION_INLINE floats load_f16(const unsigned char* source) {
   return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
 }
+
+LAMBDA_ATTENTION_INLINE floats load_bf16(const unsigned char* source) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
+  return (floats)_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, bits), 16);
+}
+
+LAMBDA_ATTENTION_INLINE floats load_int8(const unsigned char* source) {
+  const __m128i numbers = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source));
+  return _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, numbers));
+}

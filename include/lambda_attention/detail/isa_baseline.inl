@@ -63,3 +63,17 @@ LAMBDA_ATTENTION_INLINE floats load_f16(const unsigned char* source) {
   const mask_of<float> special = (magnitude >= 0x0f800000) & 0x7f800000;  // infinity or NaN
   return (floats)((mask_of<float>)number | special | sign);
 }
+
+LAMBDA_ATTENTION_INLINE floats load_bf16(const unsigned char* source) {
+  std::uint16_t bits[4];
+  std::memcpy(bits, source, sizeof bits);
+  const mask_of<float> wide = {bits[0], bits[1], bits[2], bits[3]};
+  return (floats)(wide << 16);
+}
+
+LAMBDA_ATTENTION_INLINE floats load_int8(const unsigned char* source) {
+  std::int8_t numbers[4];
+  std::memcpy(numbers, source, sizeof numbers);
+  const mask_of<float> wide = {numbers[0], numbers[1], numbers[2], numbers[3]};
+  return __builtin_convertvector(wide, floats);
+}

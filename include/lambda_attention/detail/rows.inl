@@ -44,21 +44,23 @@ LAMBDA_ATTENTION_INLINE vector_of<double> cosine(vector_of<double> xx) {
 // signed rest, at most 1/8 turn.
 template <class Real>
 void cos_sin(const rotation_data& rotation, std::uint64_t position, Real* cosines, Real* sines) {
-  using integer = typename vectors<Real>::integer;
   constexpr int lanes = vectors<Real>::lanes;
+  typedef std::uint64_t unsigned_phases __attribute__((vector_size(8 * lanes)));
+  typedef std::int64_t signed_phases __attribute__((vector_size(8 * lanes)));
   constexpr int bits = 8 * static_cast<int>(sizeof(Real));
   constexpr Real turns_per_unit = bits == 32 ? Real(0x1p-34) : Real(0x1p-66);
   const Real factor = static_cast<Real>(rotation.factor);
   for (index_t p = 0; p < rotation.num_pairs; p += lanes) {
-    alignas(vector_bytes) integer quarters[lanes] = {}, rests[lanes] = {};
-    for (int i = 0; i < lanes && p + i < rotation.num_pairs; ++i) {
-      const std::uint64_t phase = position * rotation.turns[p + i];
-      quarters[i] = static_cast<integer>((phase + (std::uint64_t{1} << 61)) >> 62);
-      rests[i] = static_cast<integer>(static_cast<std::int64_t>(phase << 2) >> (64 - bits));
+    unsigned_phases turns = {};
+    const index_t count = rotation.num_pairs - p < lanes ? rotation.num_pairs - p : lanes;
+    if (count == lanes) {
+      std::memcpy(&turns, rotation.turns + p, sizeof turns);
+    } else {
+      std::memcpy(&turns, rotation.turns + p, static_cast<std::size_t>(count) * sizeof(std::uint64_t));
     }
-    mask_of<Real> quarter, rest;
-    std::memcpy(&quarter, quarters, sizeof quarter);
-    std::memcpy(&rest, rests, sizeof rest);
+    const unsigned_phases phase = turns * position;
+    const mask_of<Real> quarter = __builtin_convertvector((phase + (std::uint64_t{1} << 61)) >> 62, mask_of<Real>);
+    const mask_of<Real> rest = __builtin_convertvector((signed_phases)(phase << 2) >> (64 - bits), mask_of<Real>);
     const vector_of<Real> x = __builtin_convertvector(rest, vector_of<Real>) * turns_per_unit;
     const vector_of<Real> xx = x * x;
     const vector_of<Real> sine_of_rest = sine_slope(xx) * x;
@@ -105,22 +107,15 @@ void rotate(const rotation_data& rotation, const Real* cosines, const Real* sine
 // A vector of numbers from the bytes of a row; where the format has a scale, it is not yet applied.
 template <row_format Format, class Real>
 LAMBDA_ATTENTION_INLINE vector_of<Real> load_stored(const unsigned char* source) {
-  constexpr int lanes = vectors<Real>::lanes;
   if constexpr (Format == row_format::f32 || Format == row_format::f64) {
     return load_loose(reinterpret_cast<const Real*>(source));
   } else if constexpr (Format == row_format::f16) {
     return load_f16(source);
   } else if constexpr (Format == row_format::bf16) {
-    typedef std::uint16_t narrow __attribute__((vector_size(lanes * 2)));
-    narrow bits;
-    std::memcpy(&bits, source, sizeof bits);
-    return (vector_of<Real>)(__builtin_convertvector(bits, mask_of<Real>) << 16);
+    return load_bf16(source);
   } else {
     static_assert(Format == row_format::int8, "a stored format that kernels read");
-    typedef std::int8_t narrow __attribute__((vector_size(lanes)));
-    narrow numbers;
-    std::memcpy(&numbers, source, sizeof numbers);
-    return __builtin_convertvector(numbers, vector_of<Real>);
+    return load_int8(source);
   }
 }
 

@@ -23,16 +23,23 @@ LAMBDA_ATTENTION_INLINE vector_of<Real> broadcast(Real x) {
   return x - vector_of<Real>{};
 }
 
+// The sum of `Lanes` lanes, by halves; the copies become register moves.
+template <class Real, int Lanes, class Vector>
+LAMBDA_ATTENTION_INLINE Real sum_by_halves(Vector x) {
+  if constexpr (Lanes == 2) {
+    return x[0] + x[1];
+  } else {
+    typedef Real half_vector __attribute__((vector_size(Lanes / 2 * sizeof(Real))));
+    half_vector low, high;
+    std::memcpy(&low, &x, sizeof low);
+    std::memcpy(&high, reinterpret_cast<const unsigned char*>(&x) + sizeof low, sizeof high);
+    return sum_by_halves<Real, Lanes / 2>(low + high);
+  }
+}
+
 template <class Real>
 LAMBDA_ATTENTION_INLINE Real sum_of_lanes(vector_of<Real> x) {
-  alignas(vector_bytes) Real lane[vectors<Real>::lanes];
-  store(lane, x);
-  LAMBDA_ATTENTION_UNROLL
-  for (int half = vectors<Real>::lanes / 2; half > 0; half /= 2) {
-    LAMBDA_ATTENTION_UNROLL
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  }
-  return lane[0];
+  return sum_by_halves<Real, vectors<Real>::lanes>(x);
 }
 
 template <class Real>
