@@ -25,8 +25,8 @@ inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
 // What a call on these element types computes in.
 template <class... T>
-using compute_type_of = std::conditional_t<((element_traits<std::remove_const_t<T>>::kind == element_kind::f64) || ...),
-                                           double, float>;
+using compute_type_of =
+    std::conditional_t<((element_traits<std::remove_const_t<T>>::kind == element_kind::f64) || ...), double, float>;
 
 template <class Real, class Executor>
 void run_one(const attention_job<Real>& job, const attention_options& options, Executor&& executor) {
@@ -59,14 +59,16 @@ template <class Q, class K, class V, class Position, class Out, class Executor =
 void attend(const tensor_view<Q>& q, const tensor_view<K>& k, const tensor_view<V>& v, const lambda_shape& shape,
             const Position& position, const tensor_view<Out>& out, const attention_options& options = {},
             Executor&& executor = {}) {
-  static_assert(std::is_base_of_v<position_encoding, Position>,
-                "lambda_attention: attend(q, k, v, shape, position, out): `position` must be a position encoding, a class "
-                "that derives from position_encoding (rope, alibi, t5_bias, none, or your own)");
-  static_assert(!std::is_const_v<Out>, "lambda_attention: attend(): `out` must be a view of elements that are not const");
+  static_assert(
+      std::is_base_of_v<position_encoding, Position>,
+      "lambda_attention: attend(q, k, v, shape, position, out): `position` must be a position encoding, a class "
+      "that derives from position_encoding (rope, alibi, t5_bias, none, or your own)");
+  static_assert(!std::is_const_v<Out>,
+                "lambda_attention: attend(): `out` must be a view of elements that are not const");
   using real = detail::compute_type_of<Q, K, V, Out>;
   const detail::attention_job<real> job =
-      detail::checked_sequence_job<real>(detail::erase(q), detail::erase(k), detail::erase(v), detail::erase(out), shape,
-                                         position.data(), detail::limits_of(position), options);
+      detail::checked_sequence_job<real>(detail::erase(q), detail::erase(k), detail::erase(v), detail::erase(out),
+                                         shape, position.data(), detail::limits_of(position), options);
   detail::run_one(job, options, executor);
 }
 
@@ -87,11 +89,13 @@ void append(const tensor_view<K>& k, const tensor_view<V>& v, kv_cache<Storage, 
 template <class Q, class Storage, class Position, class Out, class Executor = serial_executor>
 void attend(const tensor_view<Q>& q, const kv_cache<Storage, Position>& cache, const tensor_view<Out>& out,
             const attention_options& options = {}, Executor&& executor = {}) {
-  static_assert(!std::is_const_v<Out>, "lambda_attention: attend(): `out` must be a view of elements that are not const");
+  static_assert(!std::is_const_v<Out>,
+                "lambda_attention: attend(): `out` must be a view of elements that are not const");
   const detail::tensor queries = detail::erase(q), outputs = detail::erase(out);
   detail::check_stream_queries(queries, outputs, cache.core(), detail::limits_of(cache.position()), options);
   detail::check_newest(queries.tokens, cache.num_tokens(), cache.max_append());
-  const auto job = detail::stream_job(queries, outputs, cache.core(), cache.num_tokens(), cache.position().data(), options);
+  const auto job =
+      detail::stream_job(queries, outputs, cache.core(), cache.num_tokens(), cache.position().data(), options);
   detail::run_one(job, options, executor);
 }
 
@@ -118,7 +122,8 @@ stream_step(tensor_view<Q>, tensor_view<K>, tensor_view<V>, kv_cache<Storage, Po
 template <class Q, class K, class V, class Storage, class Position, class Out, class Executor = serial_executor>
 void attend(const stream_step<Q, K, V, Storage, Position, Out>* streams, index_t num_streams,
             const attention_options& options = {}, Executor&& executor = {}) {
-  static_assert(!std::is_const_v<Out>, "lambda_attention: attend(): `out` must be a view of elements that are not const");
+  static_assert(!std::is_const_v<Out>,
+                "lambda_attention: attend(): `out` must be a view of elements that are not const");
   detail::check_streams(streams, num_streams, options);
   workspace own;
   detail::stream_runner<stream_step<Q, K, V, Storage, Position, Out>>(

@@ -24,8 +24,9 @@ struct element_traits<Eigen::bfloat16> {
 namespace detail {
 template <class T, class Derived>
 tensor_view<T> view_of_rows(T* data, const Derived& matrix, index_t num_heads) {
-  static_assert(Derived::IsRowMajor || Derived::ColsAtCompileTime == 1,
-                "lambda_attention: from_eigen() takes row-major matrices, one token a row: features must be contiguous");
+  static_assert(
+      Derived::IsRowMajor || Derived::ColsAtCompileTime == 1,
+      "lambda_attention: from_eigen() takes row-major matrices, one token a row: features must be contiguous");
   if (num_heads < 1 || matrix.cols() % num_heads != 0)
     refuse("from_eigen: expected matrix.cols() %% num_heads == 0, got matrix.cols() = %lld, num_heads = %lld",
            printable(matrix.cols()), printable(num_heads));
@@ -52,8 +53,8 @@ template <class T>
 auto to_eigen(const tensor_view<T>& view, index_t head) {
   using scalar = std::remove_const_t<T>;
   using matrix = Eigen::Matrix<scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-  using map = Eigen::Map<std::conditional_t<std::is_const_v<T>, const matrix, matrix>, Eigen::Unaligned,
-                         Eigen::OuterStride<>>;
+  using map =
+      Eigen::Map<std::conditional_t<std::is_const_v<T>, const matrix, matrix>, Eigen::Unaligned, Eigen::OuterStride<>>;
   return map(view.row(0, head), view.tokens, view.dim, Eigen::OuterStride<>(view.token_stride));
 }
 

@@ -28,10 +28,14 @@ inline isa_level isa() {
 
 constexpr const char* name_of(isa_level level) {
   switch (level) {
-    case isa_level::automatic: return "automatic";
-    case isa_level::baseline: return "baseline";
-    case isa_level::avx2: return "avx2";
-    case isa_level::avx512: return "avx512";
+    case isa_level::automatic:
+      return "automatic";
+    case isa_level::baseline:
+      return "baseline";
+    case isa_level::avx2:
+      return "avx2";
+    case isa_level::avx512:
+      return "avx512";
   }
   return "?";
 }

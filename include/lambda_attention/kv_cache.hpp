@@ -70,9 +70,11 @@ class kv_cache {
  private:
   using sink_storage = std::conditional_t<std::is_same_v<compute_type, double>, f64, f32>;
 
-  static typename detail::cache_core<compute_type>::geometry checked_geometry(
-      const lambda_shape& shape, const Position& position, index_t num_kv_heads, index_t head_dim, index_t v_head_dim,
-      const kv_cache_options& options) {
+  static typename detail::cache_core<compute_type>::geometry checked_geometry(const lambda_shape& shape,
+                                                                              const Position& position,
+                                                                              index_t num_kv_heads, index_t head_dim,
+                                                                              index_t v_head_dim,
+                                                                              const kv_cache_options& options) {
     using detail::printable;
     using detail::refuse;
     constexpr index_t most = index_t{1} << 40;
@@ -80,8 +82,7 @@ class kv_cache {
     if (shape.window > most)
       refuse("kv_cache: expected a window of at most 2^40 tokens, got %lld: full_causal() has no bounded cache",
              printable(shape.window));
-    if (shape.num_sinks > most)
-      refuse("kv_cache: expected at most 2^40 sinks, got %lld", printable(shape.num_sinks));
+    if (shape.num_sinks > most) refuse("kv_cache: expected at most 2^40 sinks, got %lld", printable(shape.num_sinks));
     if (num_kv_heads < 1 || num_kv_heads > most)
       refuse("kv_cache: expected num_kv_heads >= 1, got %lld", printable(num_kv_heads));
     if (head_dim < 1 || head_dim > max_head_dim)
@@ -96,8 +97,13 @@ class kv_cache {
     if (options.first_position < 0)
       refuse("kv_cache: expected first_position >= 0, got %lld", printable(options.first_position));
     const position_data data = position.data();
-    return {{shape, data.rotates() || data.has_bias()}, data.rotates(),     num_kv_heads, head_dim, v_head_dim,
-            options.max_append,                         options.first_position};
+    return {{shape, data.rotates() || data.has_bias()},
+            data.rotates(),
+            num_kv_heads,
+            head_dim,
+            v_head_dim,
+            options.max_append,
+            options.first_position};
   }
 
   lambda_shape shape_;

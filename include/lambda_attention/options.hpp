@@ -16,11 +16,13 @@ struct sink_logits_view {
 };
 
 struct attention_options {
-  double scale = 0;     ///< of scores; 0: 1 / sqrt(head_dim)
-  double soft_cap = 0;  ///< scores become soft_cap * tanh(score / soft_cap) before biases are added (Gemma 2); 0: they do not
+  double scale = 0;  ///< of scores; 0: 1 / sqrt(head_dim)
+  double soft_cap =
+      0;  ///< scores become soft_cap * tanh(score / soft_cap) before biases are added (Gemma 2); 0: they do not
   sink_logits_view sink_logits = {};
   index_t first_position = 0;  ///< position of q's first token, for a whole sequence; a cache has its own
-  tensor_view<float> lse = {};  ///< [n, heads, 1]: receives the natural log of the sum of e^logit, learned sinks not included
+  tensor_view<float> lse =
+      {};  ///< [n, heads, 1]: receives the natural log of the sum of e^logit, learned sinks not included
   isa_level isa = isa_level::automatic;
   lambda_attention::workspace* workspace = nullptr;
 };

@@ -43,8 +43,8 @@ long double attend_row(const Q* q, index_t query, index_t head, index_t num_head
                        const attention_options& options, long double* out) {
   using key_element = std::remove_const_t<K>;
   const index_t kv_head = head / (num_heads / k.heads);
-  const long double scale = options.scale != 0 ? static_cast<long double>(options.scale)
-                                               : 1 / std::sqrt(static_cast<long double>(k.dim));
+  const long double scale =
+      options.scale != 0 ? static_cast<long double>(options.scale) : 1 / std::sqrt(static_cast<long double>(k.dim));
   const long double cap = options.soft_cap;
   const std::vector<long double> query_row = numbers<std::remove_const_t<Q>>(q, k.dim);
 

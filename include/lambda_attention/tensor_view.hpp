@@ -23,7 +23,12 @@ struct tensor_view {
   constexpr tensor_view() = default;
   constexpr tensor_view(T* data_, index_t tokens_, index_t heads_, index_t dim_, index_t token_stride_,
                         index_t head_stride_)
-      : data(data_), tokens(tokens_), heads(heads_), dim(dim_), token_stride(token_stride_), head_stride(head_stride_) {}
+      : data(data_),
+        tokens(tokens_),
+        heads(heads_),
+        dim(dim_),
+        token_stride(token_stride_),
+        head_stride(head_stride_) {}
 
   template <class U, class = std::enable_if_t<std::is_same_v<const U, T>>>
   constexpr tensor_view(const tensor_view<U>& other)

@@ -18,14 +18,14 @@ template <class Real>
 class position_driver {
  public:
   position_driver(const kernel_table<Real>& kernels, const attention_job<Real>& job, const task_rows<Real>& rows,
-                  worker_scratch<Real>& scratch, index_t kv_head, index_t first_head, int heads)
+                  worker_scratch<Real>& scratch, index_t kv_head, index_t first_head, int tile_heads)
       : kernels_(kernels),
         job_(job),
         rows_(rows),
         scratch_(scratch),
         kv_head_(kv_head),
         first_head_(first_head),
-        heads_(heads),
+        heads_(tile_heads),
         padded_dim_(round_up(job.head_dim(), row_multiple)),
         padded_v_dim_(round_up(job.v_head_dim(), row_multiple)) {
     turner_ = row_turner<Real>(kernels, job.encoding, job.head_dim(), scratch.angles);
@@ -44,7 +44,8 @@ class position_driver {
     pack(query);
     index_t column = 0;
     for (int b = 0; b < bands.count; ++b)
-      for_each_segment(bands.band[b], tile, [&](const key_segment& segment) { column += score(query, segment, column); });
+      for_each_segment(bands.band[b], tile,
+                       [&](const key_segment& segment) { column += score(query, segment, column); });
     Real sum[max_tile_vectors], max[max_tile_vectors];
     for (int h = 0; h < heads_; ++h) max[h] = kernels_.softmax(scratch_.scores + h * score_stride_, num_keys, &sum[h]);
 

@@ -18,8 +18,8 @@ template <class Real>
 class tile_driver {
  public:
   tile_driver(const kernel_table<Real>& kernels, const attention_job<Real>& job, const task_rows<Real>& rows,
-              worker_scratch<Real>& scratch, index_t first_head, int heads)
-      : kernels_(kernels), job_(job), rows_(rows), scratch_(scratch), first_head_(first_head), heads_(heads) {
+              worker_scratch<Real>& scratch, index_t first_head, int tile_heads)
+      : kernels_(kernels), job_(job), rows_(rows), scratch_(scratch), first_head_(first_head), heads_(tile_heads) {
     own_turner_ = row_turner<Real>(kernels, job.encoding, job.head_dim(), scratch.angles);
     far_turner_ = row_turner<Real>(kernels, job.encoding, job.head_dim(), scratch.far_angles);
     far_turner_.move_to(far_query_position(job.plan));
@@ -37,10 +37,10 @@ class tile_driver {
     tile_.soft_cap = job.soft_cap;
     tile_.has_slope = job.encoding.slopes != nullptr;
     for (int v = 0; v < kernels.tile_vectors; ++v) {
-      tile_.slope[v] = slope_of(job, first_head + v % heads);
-      tile_.bias_row[v] = bias_row_of(job, first_head + v % heads);
+      tile_.slope[v] = slope_of(job, first_head + v % tile_heads);
+      tile_.bias_row[v] = bias_row_of(job, first_head + v % tile_heads);
       for (index_t l = 0; l < kernels.lanes; ++l)
-        scratch.position[v * kernels.lanes + l] = static_cast<Real>(v / heads * kernels.lanes + l);
+        scratch.position[v * kernels.lanes + l] = static_cast<Real>(v / tile_heads * kernels.lanes + l);
     }
   }
 

@@ -34,7 +34,7 @@ class buffer {
     swap(other);
     return *this;
   }
-  ~buffer() { ::operator delete(data_, std::align_val_t{buffer_alignment}); }
+  ~buffer() { ::operator delete (data_, std::align_val_t{buffer_alignment}); }
 
   T* data() { return data_; }
   const T* data() const { return data_; }
@@ -48,7 +48,7 @@ class buffer {
     if (size == 0) return nullptr;
     index_t bytes = 0;
     if (size < 0 || !multiply(size, sizeof(T), &bytes)) refuse("buffer: %lld elements do not fit", printable(size));
-    return static_cast<T*>(::operator new(static_cast<std::size_t>(bytes), std::align_val_t{buffer_alignment}));
+    return static_cast<T*>(::operator new (static_cast<std::size_t>(bytes), std::align_val_t{buffer_alignment}));
   }
   void swap(buffer& other) noexcept {
     T* const data = data_;

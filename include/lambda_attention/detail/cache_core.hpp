@@ -38,13 +38,13 @@ template <class Real>
 class row_ring {
  public:
   row_ring() = default;
-  row_ring(const storage_functions<Real>& storage, index_t heads, index_t capacity, index_t dim)
+  row_ring(const storage_functions<Real>& storage, index_t num_heads, index_t num_rows, index_t row_dim)
       : storage_(storage),
-        capacity_(capacity),
-        dim_(dim),
-        row_bytes_(round_up(storage.row_bytes(round_up(dim, row_multiple)), 16)),
-        rows_(checked_bytes(heads, capacity, row_bytes_)),
-        scales_(has_scales() ? heads * capacity : 0) {}
+        capacity_(num_rows),
+        dim_(row_dim),
+        row_bytes_(round_up(storage.row_bytes(round_up(row_dim, row_multiple)), 16)),
+        rows_(checked_bytes(num_heads, num_rows, row_bytes_)),
+        scales_(has_scales() ? num_heads * num_rows : 0) {}
 
   index_t capacity() const { return capacity_; }
   index_t bytes() const { return static_cast<index_t>(rows_.bytes() + scales_.bytes()); }
@@ -126,7 +126,8 @@ class cache_core {
 
   // Writes the rows of the tokens num_tokens() ..., without counting them in. Touches no row that a query needs which
   // comes after the tokens counted so far, as long as there are at most max_append new ones.
-  void write(const kernel_table<Real>& kernels, const position_data& encoding, const tensor& k, const tensor& v) noexcept {
+  void write(const kernel_table<Real>& kernels, const position_data& encoding, const tensor& k,
+             const tensor& v) noexcept {
     alignas(buffer_alignment) Real own_angles[row_turner<Real>::angle_count];
     alignas(buffer_alignment) Real zero_angles[row_turner<Real>::angle_count];
     row_turner<Real> own(kernels, encoding, k.dim, own_angles);
@@ -157,13 +158,9 @@ class cache_core {
   }
 
  private:
-  bool has_far_window() const {
-    return geometry_.rotates && geometry_.plan.limit() < geometry_.plan.shape.window - 1;
-  }
+  bool has_far_window() const { return geometry_.rotates && geometry_.plan.limit() < geometry_.plan.shape.window - 1; }
   bool has_far_sinks() const { return geometry_.rotates && !geometry_.plan.slots(); }
-  index_t near_window() const {
-    return has_far_window() ? geometry_.plan.limit() + 1 : geometry_.plan.shape.window;
-  }
+  index_t near_window() const { return has_far_window() ? geometry_.plan.limit() + 1 : geometry_.plan.shape.window; }
   index_t ring_rows(index_t window) const { return max(window, 1) - 1 + geometry_.max_append; }
 
   void write_row(const kernel_table<Real>& kernels, const row_store<Real>& keys, const row_store<Real>& values,

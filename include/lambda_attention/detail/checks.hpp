@@ -47,8 +47,7 @@ inline void check_heads(const tensor& q, index_t kv_heads, const char* kv_heads_
 }
 
 inline void check_positions(index_t first_position, index_t tokens, const char* where) {
-  if (first_position < 0)
-    refuse("%s: expected first_position >= 0, got %lld", where, printable(first_position));
+  if (first_position < 0) refuse("%s: expected first_position >= 0, got %lld", where, printable(first_position));
   if (tokens > unlimited - first_position)
     refuse("%s: expected positions below 2^63, got first_position = %lld and %lld tokens", where,
            printable(first_position), printable(tokens));
@@ -85,8 +84,8 @@ inline void check_options(const attention_options& options, const tensor& q, con
 }
 
 // Queries and outputs of any call.
-inline void check_queries(const tensor& q, const tensor& out, index_t num_kv_heads, index_t head_dim, index_t v_head_dim,
-                          const encoding_limits& limits, const attention_options& options,
+inline void check_queries(const tensor& q, const tensor& out, index_t num_kv_heads, index_t head_dim,
+                          index_t v_head_dim, const encoding_limits& limits, const attention_options& options,
                           const char* kv_heads_name) {
   check_tensor(q, "attend", "q");
   check_tensor(out, "attend", "out");

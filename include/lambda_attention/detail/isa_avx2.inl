@@ -16,12 +16,8 @@ LAMBDA_ATTENTION_INLINE doubles fused(doubles a, doubles b, doubles c) { return 
 LAMBDA_ATTENTION_INLINE floats maximum(floats a, floats b) { return __builtin_ia32_maxps256(a, b); }
 LAMBDA_ATTENTION_INLINE doubles maximum(doubles a, doubles b) { return __builtin_ia32_maxpd256(a, b); }
 
-LAMBDA_ATTENTION_INLINE bool any(mask_of<float> mask) {
-  return __builtin_ia32_movmskps256((floats)mask) != 0;
-}
-LAMBDA_ATTENTION_INLINE bool any(mask_of<double> mask) {
-  return __builtin_ia32_movmskpd256((doubles)mask) != 0;
-}
+LAMBDA_ATTENTION_INLINE bool any(mask_of<float> mask) { return __builtin_ia32_movmskps256((floats)mask) != 0; }
+LAMBDA_ATTENTION_INLINE bool any(mask_of<double> mask) { return __builtin_ia32_movmskpd256((doubles)mask) != 0; }
 
 LAMBDA_ATTENTION_INLINE floats round_to_whole(floats x) { return __builtin_ia32_roundps256(x, 0); }
 LAMBDA_ATTENTION_INLINE doubles round_to_whole(doubles x) { return __builtin_ia32_roundpd256(x, 0); }

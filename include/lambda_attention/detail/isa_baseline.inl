@@ -38,17 +38,14 @@ LAMBDA_ATTENTION_INLINE doubles round_to_whole(doubles x) {
 }
 
 // y * 2^n for a whole n in [-126, 127] ([-1022, 1023]); zero for n below.
-LAMBDA_ATTENTION_INLINE floats scale_by_power(floats y,
-                                                                  floats n) {
+LAMBDA_ATTENTION_INLINE floats scale_by_power(floats y, floats n) {
   const mask_of<float> exponent = __builtin_convertvector(n, mask_of<float>);
   const floats scaled = (floats)((mask_of<float>)y + (exponent << 23));
   return (floats)((mask_of<float>)scaled & ~(n < -125.5f));
 }
-LAMBDA_ATTENTION_INLINE doubles scale_by_power(doubles y,
-                                                                   doubles n) {
+LAMBDA_ATTENTION_INLINE doubles scale_by_power(doubles y, doubles n) {
   const mask_of<double> exponent = __builtin_convertvector(n, mask_of<double>);
-  const doubles scaled =
-      (doubles)((mask_of<double>)y + (exponent << 52));
+  const doubles scaled = (doubles)((mask_of<double>)y + (exponent << 52));
   return (doubles)((mask_of<double>)scaled & ~(n < -1021.5));
 }
 

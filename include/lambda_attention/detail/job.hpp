@@ -64,8 +64,8 @@ struct attention_job {
     const bool sinks = kind == key_kind::sinks_near || kind == key_kind::sinks_far;
     const bool near = kind == key_kind::sinks_near || kind == key_kind::window_near;
     const index_t limit = plan.slots() ? unlimited : plan.limit();
-    index_range range = sinks ? index_range{0, min(plan.shape.num_sinks, last)}
-                              : index_range{plan.shape.num_sinks, last};
+    index_range range =
+        sinks ? index_range{0, min(plan.shape.num_sinks, last)} : index_range{plan.shape.num_sinks, last};
     if (kind == key_kind::window_far && limit >= plan.shape.window - 1) return {0, 0};
     if (!sinks) range.first = max(range.first, plan.shape.window_keys(first).first);
     if (sinks && plan.slots()) return range;

@@ -12,8 +12,8 @@
 template <class Real>
 struct kernels {
   static constexpr kernel_table<Real> table = {
-      vectors<Real>::lanes, tile_vectors,        begin_tile<Real>,    add_keys<Real>,  pack_lane<Real>,
-      unpack_lane<Real>,    cos_sin<Real>,       rotate<Real>,        read_row<Real>,  write_row<Real>,
-      score_rows<Real>,     adjust_scores<Real>, softmax<Real>,       add_values<Real>,
+      vectors<Real>::lanes, tile_vectors,        begin_tile<Real>, add_keys<Real>,   pack_lane<Real>,
+      unpack_lane<Real>,    cos_sin<Real>,       rotate<Real>,     read_row<Real>,   write_row<Real>,
+      score_rows<Real>,     adjust_scores<Real>, softmax<Real>,    add_values<Real>,
   };
 };

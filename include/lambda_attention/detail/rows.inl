@@ -120,8 +120,8 @@ LAMBDA_ATTENTION_INLINE vector_of<Real> load_stored(const unsigned char* source)
 }
 
 template <row_format Format>
-inline constexpr index_t element_bytes = Format == row_format::f64                                ? 8
-                                         : Format == row_format::f32                              ? 4
+inline constexpr index_t element_bytes = Format == row_format::f64                                 ? 8
+                                         : Format == row_format::f32                               ? 4
                                          : Format == row_format::f16 || Format == row_format::bf16 ? 2
                                                                                                    : 1;
 

@@ -22,9 +22,10 @@ inline void check_newest(index_t queries, index_t num_tokens, index_t max_append
     refuse("attend: expected q.tokens <= cache.num_tokens(), got %lld and %lld", printable(queries),
            printable(num_tokens));
   if (queries > max_append)
-    refuse("attend: expected q.tokens <= cache.max_append(), got %lld and %lld: the ring does not hold what older queries "
-           "saw",
-           printable(queries), printable(max_append));
+    refuse(
+        "attend: expected q.tokens <= cache.max_append(), got %lld and %lld: the ring does not hold what older queries "
+        "saw",
+        printable(queries), printable(max_append));
 }
 
 template <class Step>
@@ -154,10 +155,9 @@ class stream_runner {
       if (tokens.count == 0) continue;
       attention_options options = options_;
       if (options.lse.data != nullptr) options.lse = options.lse.slice(tokens.first, tokens.count);
-      ::new (static_cast<void*>(memory_.data() + num_jobs_ * static_cast<index_t>(sizeof(job))))
-          job(stream_job(erase(stream.q).slice(tokens.first, tokens.count),
-                         erase(stream.out).slice(tokens.first, tokens.count), stream.cache->core(),
-                         stream.cache->num_tokens() + tokens.count, stream.cache->position().data(), options));
+      ::new (static_cast<void*>(memory_.data() + num_jobs_ * static_cast<index_t>(sizeof(job)))) job(stream_job(
+          erase(stream.q).slice(tokens.first, tokens.count), erase(stream.out).slice(tokens.first, tokens.count),
+          stream.cache->core(), stream.cache->num_tokens() + tokens.count, stream.cache->position().data(), options));
       ++num_jobs_;
     }
   }

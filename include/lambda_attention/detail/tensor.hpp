@@ -29,9 +29,9 @@ void write_custom_elements(const float* row, index_t count, void* destination) {
 }
 
 constexpr row_format format_of(element_kind kind) {
-  return kind == element_kind::f32   ? row_format::f32
-         : kind == element_kind::f64 ? row_format::f64
-         : kind == element_kind::f16 ? row_format::f16
+  return kind == element_kind::f32    ? row_format::f32
+         : kind == element_kind::f64  ? row_format::f64
+         : kind == element_kind::f16  ? row_format::f16
          : kind == element_kind::bf16 ? row_format::bf16
                                       : row_format::custom;
 }
@@ -95,7 +95,8 @@ inline void check_tensor(const tensor& t, const char* where, const char* name) {
            printable(t.token_stride), printable(t.head_stride));
   if (t.tokens == 0 || t.heads == 0 || t.dim == 0) return;
   index_t by_token = 0, by_head = 0, elements = 0, bytes = 0;
-  const bool fits = multiply(t.tokens - 1, t.token_stride, &by_token) && multiply(t.heads - 1, t.head_stride, &by_head) &&
+  const bool fits = multiply(t.tokens - 1, t.token_stride, &by_token) &&
+                    multiply(t.heads - 1, t.head_stride, &by_head) &&
                     !__builtin_add_overflow(by_token, by_head, &elements) &&
                     !__builtin_add_overflow(elements, t.dim, &elements) && multiply(elements, t.element_size, &bytes);
   if (!fits)
@@ -138,7 +139,8 @@ inline bool overlap(const tensor& a, const tensor& b) {
   const std::uintptr_t b_token = static_cast<std::uintptr_t>(b.slice(0, 1).extent_bytes());
   if (period == 0 || period != static_cast<std::uintptr_t>(b.token_stride * b.element_size)) return true;
   if (a_token > period || b_token > period) return true;
-  const std::uintptr_t ahead = a_first <= b_first ? (b_first - a_first) % period : period - (a_first - b_first) % period;
+  const std::uintptr_t ahead =
+      a_first <= b_first ? (b_first - a_first) % period : period - (a_first - b_first) % period;
   return ahead % period < a_token || ahead + b_token > period;
 }
 

@@ -44,8 +44,8 @@ LAMBDA_ATTENTION_INLINE void inner_products(const Real* __restrict key, index_t 
 
 // Soft cap and biases of the scores of `num_keys` keys, in memory. Not on the fast path.
 template <class Real>
-__attribute__((noinline)) void adjust_block(const tile_state<Real>& tile, const tile_keys<Real>& keys, index_t first_key,
-                                            int num_keys, Real* scores) {
+__attribute__((noinline)) void adjust_block(const tile_state<Real>& tile, const tile_keys<Real>& keys,
+                                            index_t first_key, int num_keys, Real* scores) {
   constexpr int lanes = vectors<Real>::lanes;
   for (int v = keys.first_vector; v < keys.first_vector + keys.num_vectors; ++v) {
     const vector_of<Real> position = load(tile.position + v * lanes);
@@ -121,8 +121,8 @@ LAMBDA_ATTENTION_INLINE void load_block(const Real* scores, index_t width, vecto
 
 // Adds bias or soft cap to the scores, and hides the pairs that the mask hides.
 template <int Keys, int Vectors, class Real>
-LAMBDA_ATTENTION_INLINE void adjust_and_mask(const tile_state<Real>& tile, const tile_keys<Real>& keys, index_t first_key,
-                                             Real* row, vector_of<Real> (&acc)[Keys][Vectors]) {
+LAMBDA_ATTENTION_INLINE void adjust_and_mask(const tile_state<Real>& tile, const tile_keys<Real>& keys,
+                                             index_t first_key, Real* row, vector_of<Real> (&acc)[Keys][Vectors]) {
   constexpr int lanes = vectors<Real>::lanes;
   const int first = keys.first_vector;
   if (tile.soft_cap > 0 || tile.bias_row[0] != nullptr) {

@@ -80,7 +80,8 @@ class rope : public position_encoding {
         factor_(options.factor),
         turns_(pairs.value),
         inverse_frequencies_(pairs.value) {
-    if (!(factor_ > 0) || !detail::is_finite(factor_)) detail::refuse("rope: expected a finite factor > 0, got %g", factor_);
+    if (!(factor_ > 0) || !detail::is_finite(factor_))
+      detail::refuse("rope: expected a finite factor > 0, got %g", factor_);
   }
 
   static pair_count rotary_pairs(index_t head_dim, const rope_options& options) {
@@ -97,8 +98,9 @@ class rope : public position_encoding {
   static pair_count checked_pairs(index_t head_dim, index_t num_pairs, rope_options options) {
     if (num_pairs < 1 || num_pairs > max_head_dim / 2 ||
         (options.rotary_dim != 0 && options.rotary_dim != 2 * num_pairs))
-      detail::refuse("rope: expected 1 <= num_pairs <= head_dim / 2, and rotary_dim 0 or 2 * num_pairs, got num_pairs = %lld",
-                     detail::printable(num_pairs));
+      detail::refuse(
+          "rope: expected 1 <= num_pairs <= head_dim / 2, and rotary_dim 0 or 2 * num_pairs, got num_pairs = %lld",
+          detail::printable(num_pairs));
     options.rotary_dim = 2 * num_pairs;
     return rotary_pairs(head_dim, options);
   }

@@ -37,9 +37,10 @@ class t5_bias : public position_encoding {
     if (distance < exact) return distance;
     if (distance >= max_distance_) return num_buckets_ - 1;
     // In float, as the published implementations compute it: at the edge of a bucket the rounding decides.
-    const float grown = __builtin_logf(static_cast<float>(distance) / static_cast<float>(exact)) /
-                        static_cast<float>(__builtin_log(static_cast<double>(max_distance_) / static_cast<double>(exact))) *
-                        static_cast<float>(num_buckets_ - exact);
+    const float grown =
+        __builtin_logf(static_cast<float>(distance) / static_cast<float>(exact)) /
+        static_cast<float>(__builtin_log(static_cast<double>(max_distance_) / static_cast<double>(exact))) *
+        static_cast<float>(num_buckets_ - exact);
     return detail::min(exact + static_cast<index_t>(grown), num_buckets_ - 1);
   }
 
@@ -58,7 +59,8 @@ class t5_bias : public position_encoding {
     if (num_buckets < 2 || num_buckets % 2 != 0 || num_buckets > (index_t{1} << 20))
       detail::refuse("t5_bias: expected an even num_buckets from 2 to 2^20, got %lld", detail::printable(num_buckets));
     if (max_distance <= num_buckets / 2 || max_distance > (index_t{1} << 24))
-      detail::refuse("t5_bias: expected num_buckets / 2 < max_distance <= 2^24, got %lld", detail::printable(max_distance));
+      detail::refuse("t5_bias: expected num_buckets / 2 < max_distance <= 2^24, got %lld",
+                     detail::printable(max_distance));
     return max_distance;
   }
 

@@ -28,8 +28,9 @@ struct int8 {
     // Below this the division by the scale would overflow: such a row is as good as zero.
     const bool vanishes = scale < 0x1p-120f;
     for (index_t d = 0; d < dim; ++d)
-      bytes[d] = !finite ? std::int8_t{1}
-                         : vanishes ? std::int8_t{0} : static_cast<std::int8_t>(__builtin_lrintf(row[d] / scale));
+      bytes[d] = !finite    ? std::int8_t{1}
+                 : vanishes ? std::int8_t{0}
+                            : static_cast<std::int8_t>(__builtin_lrintf(row[d] / scale));
     return finite ? (vanishes ? 0.0f : scale) : __builtin_nanf("");
   }
   static void decode(const void* stored, float scale, index_t dim, float* row) {
