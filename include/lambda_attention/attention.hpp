@@ -68,7 +68,7 @@ void attend(const tensor_view<Q>& q, const tensor_view<K>& k, const tensor_view<
   using real = detail::compute_type_of<Q, K, V, Out>;
   const detail::attention_job<real> job =
       detail::checked_sequence_job<real>(detail::erase(q), detail::erase(k), detail::erase(v), detail::erase(out),
-                                         shape, position.data(), detail::limits_of(position), options);
+                                         shape, detail::limits_of(position), options);
   detail::run_one(job, options, executor);
 }
 
@@ -81,7 +81,7 @@ void append(const tensor_view<K>& k, const tensor_view<V>& v, kv_cache<Storage, 
   detail::check_isa(isa, "append");
   detail::check_stream_keys(detail::erase(k), detail::erase(v), cache.core(), "append");
   cache.core().write(detail::kernels_for<real>(isa), cache.position().data(), detail::erase(k), detail::erase(v));
-  cache.core().set_num_tokens(cache.num_tokens() + k.tokens);
+  cache.core().commit(k.tokens);
 }
 
 /// Attention of the newest tokens of a stream over what its cache holds: q and out [n, heads, ...] belong to the last n
@@ -93,7 +93,7 @@ void attend(const tensor_view<Q>& q, const kv_cache<Storage, Position>& cache, c
                 "lambda_attention: attend(): `out` must be a view of elements that are not const");
   const detail::tensor queries = detail::erase(q), outputs = detail::erase(out);
   detail::check_stream_queries(queries, outputs, cache.core(), detail::limits_of(cache.position()), options);
-  detail::check_newest(queries.tokens, cache.num_tokens(), cache.max_append());
+  detail::check_newest(queries.tokens, cache.core());
   const auto job =
       detail::stream_job(queries, outputs, cache.core(), cache.num_tokens(), cache.position().data(), options);
   detail::run_one(job, options, executor);
@@ -118,7 +118,8 @@ stream_step(tensor_view<Q>, tensor_view<K>, tensor_view<V>, kv_cache<Storage, Po
 ///
 /// More than max_append new tokens are taken in in steps of that many. Errors: as for attend(), and a cache that is null
 /// or given twice, outputs that overlap another stream's tensors; a refused call changes no cache and no output. When the
-/// executor throws or memory runs out, `out` is unspecified and every cache is as it was before the step that failed.
+/// executor throws or memory runs out, `out` is unspecified and every cache has the tokens it had before the step that
+/// failed; only asking again for outputs of those tokens, by attend(q, cache, out), may then be refused.
 template <class Q, class K, class V, class Storage, class Position, class Out, class Executor = serial_executor>
 void attend(const stream_step<Q, K, V, Storage, Position, Out>* streams, index_t num_streams,
             const attention_options& options = {}, Executor&& executor = {}) {

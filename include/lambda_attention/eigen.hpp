@@ -21,31 +21,28 @@ struct element_traits<Eigen::bfloat16> {
   static constexpr element_kind kind = element_kind::bf16;
 };
 
-namespace detail {
-template <class T, class Derived>
-tensor_view<T> view_of_rows(T* data, const Derived& matrix, index_t num_heads) {
+/// A matrix [tokens, heads * dim] with a token a row, as the projection of a layer leaves it: a row-major matrix, or a block
+/// or a map of one, taken as it lies. The view is of const elements where the matrix is const.
+/// Errors: cols() that num_heads does not divide, features that are not contiguous.
+template <class Matrix>
+auto from_eigen(Matrix&& matrix, index_t num_heads) {
+  using plain = std::remove_cv_t<std::remove_reference_t<Matrix>>;
+  static_assert((plain::Flags & Eigen::DirectAccessBit) != 0,
+                "lambda_attention: from_eigen() takes a matrix, a block or a map; evaluate other expressions first");
+  static_assert(std::is_lvalue_reference_v<Matrix> || !std::is_base_of_v<Eigen::PlainObjectBase<plain>, plain>,
+                "lambda_attention: from_eigen() of a temporary matrix would outlive what it views");
   static_assert(
-      Derived::IsRowMajor || Derived::ColsAtCompileTime == 1,
+      plain::IsRowMajor || plain::ColsAtCompileTime == 1,
       "lambda_attention: from_eigen() takes row-major matrices, one token a row: features must be contiguous");
   if (num_heads < 1 || matrix.cols() % num_heads != 0)
-    refuse("from_eigen: expected matrix.cols() %% num_heads == 0, got matrix.cols() = %lld, num_heads = %lld",
-           printable(matrix.cols()), printable(num_heads));
-  if (matrix.innerStride() != 1 && matrix.cols() > 1)
-    refuse("from_eigen: expected contiguous features, got an inner stride of %lld", printable(matrix.innerStride()));
+    detail::refuse("from_eigen: expected matrix.cols() %% num_heads == 0, got matrix.cols() = %lld, num_heads = %lld",
+                   detail::printable(matrix.cols()), detail::printable(num_heads));
+  if (matrix.colStride() != 1 && matrix.cols() > 1)
+    detail::refuse("from_eigen: expected contiguous features, got a stride of %lld",
+                   detail::printable(matrix.colStride()));
   const index_t dim = matrix.cols() / num_heads;
-  return {data, matrix.rows(), num_heads, dim, matrix.outerStride(), dim};
-}
-}  // namespace detail
-
-/// A row-major matrix [tokens, heads * dim], one token a row, as the projection of a layer leaves it. Blocks of such a
-/// matrix are taken as they lie. Errors: cols() that num_heads does not divide.
-template <class Derived>
-tensor_view<typename Derived::Scalar> from_eigen(Eigen::DenseBase<Derived>& matrix, index_t num_heads) {
-  return detail::view_of_rows(matrix.derived().data(), matrix.derived(), num_heads);
-}
-template <class Derived>
-tensor_view<const typename Derived::Scalar> from_eigen(const Eigen::DenseBase<Derived>& matrix, index_t num_heads) {
-  return detail::view_of_rows<const typename Derived::Scalar>(matrix.derived().data(), matrix.derived(), num_heads);
+  using element = std::remove_pointer_t<decltype(matrix.data())>;
+  return tensor_view<element>(matrix.data(), matrix.rows(), num_heads, dim, matrix.rowStride(), dim);
 }
 
 /// One head of a tensor as a matrix [tokens, dim] over the same memory.

@@ -53,7 +53,7 @@ class kv_cache {
   index_t bytes() const { return core_.bytes() + static_cast<index_t>(sizeof *this - sizeof core_); }
 
   /// Forgets all tokens; the memory stays.
-  void clear() { core_.set_num_tokens(0); }
+  void clear() { core_.clear(); }
 
   const lambda_shape& shape() const { return shape_; }
   const Position& position() const { return position_; }
@@ -84,7 +84,7 @@ class kv_cache {
              printable(shape.window));
     if (shape.num_sinks > most) refuse("kv_cache: expected at most 2^40 sinks, got %lld", printable(shape.num_sinks));
     if (num_kv_heads < 1 || num_kv_heads > most)
-      refuse("kv_cache: expected num_kv_heads >= 1, got %lld", printable(num_kv_heads));
+      refuse("kv_cache: expected 1 <= num_kv_heads <= 2^40, got %lld", printable(num_kv_heads));
     if (head_dim < 1 || head_dim > max_head_dim)
       refuse("kv_cache: expected 1 <= head_dim <= %lld, got %lld", printable(max_head_dim), printable(head_dim));
     if (v_head_dim < 1 || v_head_dim > max_head_dim)

@@ -117,15 +117,21 @@ class cache_core {
 
   const geometry& shape() const { return geometry_; }
   index_t num_tokens() const { return num_tokens_; }
-  void set_num_tokens(index_t tokens) { num_tokens_ = tokens; }
+
+  // Counts in tokens that write() was given.
+  void commit(index_t new_tokens) { num_tokens_ += new_tokens; }
+  void clear() { num_tokens_ = num_written_ = 0; }
+
+  // How many of the newest tokens still have all the keys that their queries see.
+  index_t newest_held() const { return max(0, geometry_.max_append - (num_written_ - num_tokens_)); }
 
   index_t bytes() const {
     return static_cast<index_t>(sizeof *this) + window_near_.bytes() + window_far_.bytes() + window_values_.bytes() +
            sinks_near_.bytes() + sinks_far_.bytes() + sink_values_.bytes();
   }
 
-  // Writes the rows of the tokens num_tokens() ..., without counting them in. Touches no row that a query needs which
-  // comes after the tokens counted so far, as long as there are at most max_append new ones.
+  // Writes the rows of the tokens num_tokens() ..., without counting them in: until commit(), tokens that come later find
+  // the cache as it was.
   void write(const kernel_table<Real>& kernels, const position_data& encoding, const tensor& k,
              const tensor& v) noexcept {
     alignas(buffer_alignment) Real own_angles[row_turner<Real>::angle_count];
@@ -133,6 +139,7 @@ class cache_core {
     row_turner<Real> own(kernels, encoding, k.dim, own_angles);
     row_turner<Real> zero(kernels, encoding, k.dim, zero_angles);
     zero.move_to(0);
+    num_written_ = max(num_written_, num_tokens_ + k.tokens);
     const row_store<Real> keys = store_of<Real>(k), values = store_of<Real>(v);
     const index_t total = num_tokens_ + k.tokens;
     for (index_t i = 0; i < k.tokens; ++i) {
@@ -181,6 +188,7 @@ class cache_core {
 
   geometry geometry_;
   index_t num_tokens_ = 0;
+  index_t num_written_ = 0;  // more than num_tokens_ while a step runs, and after one that failed
   row_ring<Real> window_near_;
   row_ring<Real> window_far_;
   row_ring<Real> window_values_;

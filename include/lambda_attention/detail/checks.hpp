@@ -14,21 +14,22 @@ namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
 
-// The encoding's demands; 0 stands for none.
+// The encoding's demands on a call; 0 stands for none.
 struct encoding_limits {
   index_t num_heads;
   index_t head_dim;
+  position_data data;
 };
 
 template <class Position>
 encoding_limits limits_of(const Position& position) {
-  return {position.num_heads(), position.head_dim()};
+  return {position.num_heads(), position.head_dim(), position.data()};
 }
 
 inline void check_isa(isa_level level, const char* where) {
   const isa_level best = isa();
   if (level < isa_level::automatic || level > best)
-    refuse("%s: expected options.isa that this machine has, at most %s, got %s", where, name_of(best), name_of(level));
+    refuse("%s: expected an isa that this machine has, at most %s, got %s", where, name_of(best), name_of(level));
 }
 
 inline void check_dim(index_t dim, const char* where, const char* name) {
@@ -60,6 +61,12 @@ inline void check_encoding(const encoding_limits& limits, index_t heads, index_t
   if (limits.head_dim != 0 && limits.head_dim != head_dim)
     refuse("attend: expected head_dim = %lld, that of the position encoding, got %lld", printable(limits.head_dim),
            printable(head_dim));
+  if (limits.data.biases != nullptr && limits.data.biases->num_heads() != heads)
+    refuse("attend: expected q.heads = %lld, that of the encoding's bias_table, got %lld",
+           printable(limits.data.biases->num_heads()), printable(heads));
+  if (limits.data.rotation.num_pairs < 0 || limits.data.rotation.num_pairs > head_dim / 2)
+    refuse("attend: expected at most head_dim / 2 = %lld pairs in the encoding's rotation, got %lld",
+           printable(head_dim / 2), printable(limits.data.rotation.num_pairs));
 }
 
 inline void check_options(const attention_options& options, const tensor& q, const tensor& out) {
@@ -69,9 +76,12 @@ inline void check_options(const attention_options& options, const tensor& q, con
     refuse("attend: expected a finite options.scale within +-1e30, got %g", options.scale);
   if (!is_finite(options.soft_cap) || options.soft_cap < 0 || options.soft_cap > largest)
     refuse("attend: expected 0 <= options.soft_cap <= 1e30, got %g", options.soft_cap);
-  if (options.sink_logits.data != nullptr && options.sink_logits.size != q.heads)
-    refuse("attend: expected options.sink_logits.size == q.heads, got %lld and %lld",
-           printable(options.sink_logits.size), printable(q.heads));
+  const sink_logits_view& sinks = options.sink_logits;
+  if ((sinks.data != nullptr || sinks.size != 0) && (sinks.data == nullptr || sinks.size != q.heads))
+    refuse("attend: expected options.sink_logits with q.heads = %lld numbers, got %lld%s", printable(q.heads),
+           printable(sinks.size), sinks.data == nullptr ? " at a null pointer" : "");
+  const tensor sink_row = erase(tensor_view<const float>(sinks.data, 1, 1, sinks.size, 0, 0));
+  if (overlap(sink_row, out)) refuse("attend: expected options.sink_logits not to overlap out, got overlapping memory");
   if (options.lse.data == nullptr) return;
   const tensor lse = erase(options.lse);
   check_tensor(lse, "attend", "options.lse");
@@ -79,8 +89,8 @@ inline void check_options(const attention_options& options, const tensor& q, con
     refuse("attend: expected options.lse to be [%lld, %lld, 1], got [%lld, %lld, %lld]", printable(q.tokens),
            printable(q.heads), printable(lse.tokens), printable(lse.heads), printable(lse.dim));
   check_distinct_rows(lse, "attend", "options.lse");
-  if (overlap(lse, q) || overlap(lse, out))
-    refuse("attend: expected options.lse not to overlap q or out, got overlapping memory");
+  if (overlap(lse, q) || overlap(lse, out) || overlap(lse, sink_row))
+    refuse("attend: expected options.lse not to overlap q, out or options.sink_logits, got overlapping memory");
 }
 
 // Queries and outputs of any call.
@@ -134,8 +144,9 @@ attention_job<Real> job_of(const tensor& q, const tensor& out, const attention_o
 // A whole sequence: rows are turned as they are read.
 template <class Real>
 attention_job<Real> checked_sequence_job(const tensor& q, const tensor& k, const tensor& v, const tensor& out,
-                                         const lambda_shape& shape, const position_data& encoding,
-                                         const encoding_limits& limits, const attention_options& options) {
+                                         const lambda_shape& shape, const encoding_limits& limits,
+                                         const attention_options& options) {
+  const position_data& encoding = limits.data;
   check_shape(shape, "attend");
   check_keys(k, v, "attend");
   check_queries(q, out, k.heads, k.dim, v.dim, limits, options, "k.heads");

@@ -17,15 +17,16 @@ namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
 
-inline void check_newest(index_t queries, index_t num_tokens, index_t max_append) {
-  if (queries > num_tokens)
+template <class Real>
+void check_newest(index_t queries, const cache_core<Real>& cache) {
+  if (queries > cache.num_tokens())
     refuse("attend: expected q.tokens <= cache.num_tokens(), got %lld and %lld", printable(queries),
-           printable(num_tokens));
-  if (queries > max_append)
+           printable(cache.num_tokens()));
+  if (queries > cache.newest_held())
     refuse(
-        "attend: expected q.tokens <= cache.max_append(), got %lld and %lld: the ring does not hold what older queries "
-        "saw",
-        printable(queries), printable(max_append));
+        "attend: expected q.tokens <= %lld, got %lld: the ring does not hold what older queries saw (it holds that of "
+        "max_append = %lld tokens, less those of a step that failed)",
+        printable(cache.newest_held()), printable(queries), printable(cache.shape().max_append));
 }
 
 template <class Step>
@@ -169,9 +170,7 @@ class stream_runner {
                             erase(s.v).slice(tokens.first, tokens.count));
   }
 
-  static void count_in(const Step& s, index_t round) {
-    s.cache->core().set_num_tokens(s.cache->num_tokens() + tokens_of(s, round).count);
-  }
+  static void count_in(const Step& s, index_t round) { s.cache->core().commit(tokens_of(s, round).count); }
 
   const kernel_table<real>& kernels_;
   const Step* streams_;

@@ -36,7 +36,7 @@ constexpr row_format format_of(element_kind kind) {
                                       : row_format::custom;
 }
 
-// A tensor_view in bytes.
+// A tensor_view without its type. A stride that leads nowhere, of a single token or head, is zero.
 struct tensor {
   unsigned char* data = nullptr;
   index_t tokens = 0;
@@ -74,8 +74,8 @@ tensor erase(const tensor_view<T>& view) {
   t.tokens = view.tokens;
   t.heads = view.heads;
   t.dim = view.dim;
-  t.token_stride = view.token_stride;
-  t.head_stride = view.head_stride;
+  t.token_stride = view.tokens > 1 ? view.token_stride : 0;
+  t.head_stride = view.heads > 1 ? view.head_stride : 0;
   t.element_size = static_cast<index_t>(sizeof(element));
   t.format = format_of(kind);
   if constexpr (kind == element_kind::custom) {
@@ -122,26 +122,50 @@ inline void check_distinct_rows(const tensor& t, const char* where, const char* 
 
 inline bool same_rows(const tensor& a, const tensor& b) {
   return a.data == b.data && a.tokens == b.tokens && a.heads == b.heads && a.dim == b.dim &&
-         (a.tokens <= 1 || a.token_stride == b.token_stride) && (a.heads <= 1 || a.head_stride == b.head_stride) &&
-         a.element_size == b.element_size && a.format == b.format;
+         a.token_stride == b.token_stride && a.head_stride == b.head_stride && a.element_size == b.element_size &&
+         a.format == b.format;
 }
 
-// Whether two tensors share a byte. Tensors that are interleaved in one buffer (q, k, v of a token side by side) have the
-// same distance between tokens; what is left of their addresses then tells whether their rows meet.
+// The whole numbers x with low < x * step < high, step > 0, as [first, last].
+struct whole_range {
+  index_t first, last;
+};
+constexpr whole_range multiples_between(index_t low, index_t high, index_t step) {
+  const index_t first = low >= 0 ? low / step + 1 : -((-low - 1) / step);
+  const index_t last = high > 0 ? (high - 1) / step : -(-high / step) - 1;
+  return {first, last};
+}
+
+// Whether two tensors share a byte. Tensors that are interleaved in one buffer (q, k and v of a token or of a head side by
+// side) have the same strides. Two of their rows, dt tokens and dh heads apart, meet iff
+//
+//     -size of a row of b  <  distance + dt * token_stride + dh * head_stride  <  size of a row of a
+//
+// which is looked up for each dh. Tensors with different strides count as overlapping when the spans of their bytes do.
 inline bool overlap(const tensor& a, const tensor& b) {
   const std::uintptr_t a_first = reinterpret_cast<std::uintptr_t>(a.data);
   const std::uintptr_t b_first = reinterpret_cast<std::uintptr_t>(b.data);
-  const std::uintptr_t a_size = static_cast<std::uintptr_t>(a.extent_bytes());
-  const std::uintptr_t b_size = static_cast<std::uintptr_t>(b.extent_bytes());
-  if (a_size == 0 || b_size == 0 || a_first >= b_first + b_size || b_first >= a_first + a_size) return false;
-  const std::uintptr_t period = static_cast<std::uintptr_t>(a.token_stride * a.element_size);
-  const std::uintptr_t a_token = static_cast<std::uintptr_t>(a.slice(0, 1).extent_bytes());
-  const std::uintptr_t b_token = static_cast<std::uintptr_t>(b.slice(0, 1).extent_bytes());
-  if (period == 0 || period != static_cast<std::uintptr_t>(b.token_stride * b.element_size)) return true;
-  if (a_token > period || b_token > period) return true;
-  const std::uintptr_t ahead =
-      a_first <= b_first ? (b_first - a_first) % period : period - (a_first - b_first) % period;
-  return ahead % period < a_token || ahead + b_token > period;
+  const index_t a_size = a.extent_bytes(), b_size = b.extent_bytes();
+  if (a_size == 0 || b_size == 0 || a_first >= b_first + static_cast<std::uintptr_t>(b_size) ||
+      b_first >= a_first + static_cast<std::uintptr_t>(a_size))
+    return false;
+  const index_t token_step = (a.tokens > 1 ? a : b).token_stride * (a.tokens > 1 ? a : b).element_size;
+  const index_t head_step = (a.heads > 1 ? a : b).head_stride * (a.heads > 1 ? a : b).element_size;
+  const bool same_steps = (b.tokens <= 1 || token_step == b.token_stride * b.element_size) &&
+                          (b.heads <= 1 || head_step == b.head_stride * b.element_size);
+  if (!same_steps) return true;
+  const index_t distance = static_cast<index_t>(b_first - a_first);
+  for (index_t dh = 1 - a.heads; dh < b.heads; ++dh) {
+    const index_t low = -b.dim * b.element_size - distance - dh * head_step;
+    const index_t high = a.dim * a.element_size - distance - dh * head_step;
+    if (token_step == 0) {
+      if (low < 0 && 0 < high) return true;
+      continue;
+    }
+    const whole_range dt = multiples_between(low, high, token_step);
+    if (max(dt.first, 1 - a.tokens) <= min(dt.last, b.tokens - 1)) return true;
+  }
+  return false;
 }
 
 // `out` may be `input`, row for row; any other overlap would let the call read what it has written.

@@ -96,8 +96,7 @@ class rope : public position_encoding {
   }
 
   static pair_count checked_pairs(index_t head_dim, index_t num_pairs, rope_options options) {
-    if (num_pairs < 1 || num_pairs > max_head_dim / 2 ||
-        (options.rotary_dim != 0 && options.rotary_dim != 2 * num_pairs))
+    if (num_pairs < 1 || num_pairs > head_dim / 2 || (options.rotary_dim != 0 && options.rotary_dim != 2 * num_pairs))
       detail::refuse(
           "rope: expected 1 <= num_pairs <= head_dim / 2, and rotary_dim 0 or 2 * num_pairs, got num_pairs = %lld",
           detail::printable(num_pairs));
