@@ -30,7 +30,7 @@ class position_driver {
         padded_v_dim_(round_up(job.v_head_dim(), row_multiple)) {
     turner_ = row_turner<Real>(kernels, job.encoding, job.head_dim(), scratch.angles);
     far_turner_ = row_turner<Real>(kernels, job.encoding, job.head_dim(), scratch.far_angles);
-    far_turner_.move_to(far_query_position(job.plan));
+    far_turner_.move_to(far_query_position(job));
   }
 
   void run(index_t query) {

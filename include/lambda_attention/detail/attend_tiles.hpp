@@ -22,7 +22,7 @@ class tile_driver {
       : kernels_(kernels), job_(job), rows_(rows), scratch_(scratch), first_head_(first_head), heads_(tile_heads) {
     own_turner_ = row_turner<Real>(kernels, job.encoding, job.head_dim(), scratch.angles);
     far_turner_ = row_turner<Real>(kernels, job.encoding, job.head_dim(), scratch.far_angles);
-    far_turner_.move_to(far_query_position(job.plan));
+    far_turner_.move_to(far_query_position(job));
     tile_.head_dim = job.head_dim();
     tile_.v_head_dim = job.v_head_dim();
     tile_.width = kernels.lanes * kernels.tile_vectors;

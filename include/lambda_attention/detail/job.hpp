@@ -108,9 +108,12 @@ inline bias_distance bias_distance_of(const plan_shape& plan, key_kind kind, ind
   return {plan.limit(), 0, 0};
 }
 
-// The position that the second copy of a query is turned to.
-inline std::uint64_t far_query_position(const plan_shape& plan) {
-  return static_cast<std::uint64_t>(plan.slots() ? plan.shape.last_slot() : plan.limit());
+// The position that the second copy of a query is turned to: the limit, which meets R(0)k, or that of the last slot, which
+// meets sinks that are turned to their own position.
+template <class Real>
+std::uint64_t far_query_position(const attention_job<Real>& job) {
+  if (!job.plan.slots()) return static_cast<std::uint64_t>(job.plan.limit());
+  return job.first_position + static_cast<std::uint64_t>(job.plan.shape.last_slot());
 }
 
 // Hands out pieces of a block of memory; without one, only counts how much they would take.
