@@ -6,6 +6,8 @@
 #include <lambda_attention/detail/kernels.hpp>
 #include <lambda_attention/detail/plan.hpp>
 #include <lambda_attention/detail/query_rows.hpp>
+#include <lambda_attention/detail/scratch.hpp>
+#include <lambda_attention/detail/task_rows.hpp>
 
 #include <cstdint>
 
@@ -57,8 +59,6 @@ class position_driver {
   }
 
  private:
-  static bool is_far(key_kind kind) { return kind == key_kind::sinks_far || kind == key_kind::window_far; }
-
   // Rows of all heads, turned to the query's own position and to the far one, padded with zeros.
   void pack(index_t query) {
     turner_.move_to(job_.first_position + static_cast<std::uint64_t>(query));
@@ -75,8 +75,7 @@ class position_driver {
   // The run of rows that begins with `key`: as stored, or as decoded where the kernels do not know the format.
   stored_rows rows_from(key_kind kind, index_t key, index_t most) const {
     const row_store<Real>& keys = job_.rows.keys[static_cast<int>(kind)];
-    const bool sinks = kind == key_kind::sinks_near || kind == key_kind::sinks_far;
-    const row_store<Real>& values = sinks ? job_.rows.sink_values : job_.rows.window_values;
+    const row_store<Real>& values = is_sink(kind) ? job_.rows.sink_values : job_.rows.window_values;
     stored_rows run = {};
     run.format = keys.format;
     if (keys.format == row_format::custom) {

@@ -6,6 +6,8 @@
 #include <lambda_attention/detail/kernels.hpp>
 #include <lambda_attention/detail/plan.hpp>
 #include <lambda_attention/detail/query_rows.hpp>
+#include <lambda_attention/detail/scratch.hpp>
+#include <lambda_attention/detail/task_rows.hpp>
 
 #include <cstdint>
 
@@ -71,8 +73,6 @@ class tile_driver {
     for (int b = 0; b < bands.count; ++b) needed = needed || is_far(bands.band[b].kind);
     return needed && job_.encoding.rotates();
   }
-
-  static bool is_far(key_kind kind) { return kind == key_kind::sinks_far || kind == key_kind::window_far; }
 
   index_t lane_of(index_t position, int head) const {
     return (position / kernels_.lanes * heads_ + head) * kernels_.lanes + position % kernels_.lanes;

@@ -45,6 +45,9 @@ struct key_segment {
   index_t highest;
 };
 
+constexpr bool is_sink(key_kind kind) { return kind == key_kind::sinks_near || kind == key_kind::sinks_far; }
+constexpr bool is_far(key_kind kind) { return kind == key_kind::sinks_far || kind == key_kind::window_far; }
+
 // Keys of one kind that a tile may see: an index range, of which query i sees the keys at distances [nearest, farthest].
 struct key_band {
   key_kind kind;
@@ -56,10 +59,6 @@ struct key_band {
 struct key_bands {
   key_band band[num_key_kinds] = {};
   int count = 0;
-
-  constexpr void add(key_kind kind, index_range keys, index_t nearest, index_t farthest) {
-    if (keys.size() > 0 && nearest <= farthest) band[count++] = {kind, keys, nearest, farthest};
-  }
 };
 
 // The shape as the kernels see it. An encoding that takes no notice of distances needs no limit.
@@ -70,26 +69,38 @@ struct plan_shape {
   constexpr index_t limit() const { return distance_matters ? shape.distance_limit : unlimited; }
   constexpr bool slots() const { return distance_matters && shape.sinks_at == sink_distance::cache_slot; }
 
+  // The keys of one kind that the queries [first, last) may see, and at what distances. At cache slots it is the query
+  // that makes a sink near or far.
+  constexpr key_band band(key_kind kind, index_t first, index_t last) const {
+    const bool split = !(is_sink(kind) && slots()) && limit() < unlimited;
+    const index_t nearest = is_far(kind) && split ? limit() + 1 : 0;
+    const index_t reach = is_sink(kind) ? unlimited : shape.window - 1;
+    const index_t farthest = is_far(kind) || !split ? reach : min(limit(), reach);
+    const bool exists = is_far(kind) ? split || (is_sink(kind) && slots()) : true;
+    index_range keys = is_sink(kind) ? shape.sink_keys(last - 1) : index_range{shape.num_sinks, last};
+    if (!exists || nearest > farthest || last <= nearest) return {kind, {0, 0}, 0, -1};
+    keys.first = max(keys.first, first > farthest ? first - farthest : 0);
+    keys.last = min(keys.last, last - nearest);
+    return {kind, keys, nearest, farthest};
+  }
+
   // Past the last slot the sinks of a query are all at cache-slot distance, up to it none is: no tile may straddle it.
   constexpr index_t tile_end(index_t first, index_t wanted_end) const {
     const bool straddles = slots() && first <= shape.last_slot() && shape.last_slot() < wanted_end - 1;
     return straddles ? shape.last_slot() + 1 : wanted_end;
   }
 
-  // The bands of the queries [first, last), not empty. Together they hold every visible pair once.
+  // The bands of the tile [first, last), not empty. Together they hold every visible pair once.
   constexpr key_bands bands(index_t first, index_t last) const {
-    key_bands bands = {};
-    const index_range sinks = {0, min(shape.num_sinks, last)};
-    const index_t farthest_near = slots() ? (first > shape.last_slot() ? -1 : unlimited) : limit();
-    const index_t nearest_far = slots() ? (first > shape.last_slot() ? 0 : unlimited) : saturating_add(limit(), 1);
-    if (nearest_far < unlimited) bands.add(key_kind::sinks_far, sinks, nearest_far, unlimited);
-    bands.add(key_kind::sinks_near, sinks, 0, farthest_near);
-    if (shape.window == 0) return bands;
-    const index_t oldest = first >= shape.window ? first - shape.window + 1 : 0;
-    const index_range window = {max(shape.num_sinks, oldest), last};
-    if (limit() < shape.window - 1) bands.add(key_kind::window_far, window, limit() + 1, shape.window - 1);
-    bands.add(key_kind::window_near, window, 0, min(limit(), shape.window - 1));
-    return bands;
+    key_bands result = {};
+    for (int k = 0; k < num_key_kinds; ++k) {
+      const key_kind kind = static_cast<key_kind>(k);
+      const bool sinks_are_far = first > shape.last_slot();
+      if (slots() && is_sink(kind) && is_far(kind) != sinks_are_far) continue;
+      const key_band candidate = band(kind, first, last);
+      if (candidate.keys.size() > 0) result.band[result.count++] = candidate;
+    }
+    return result;
   }
 };
 

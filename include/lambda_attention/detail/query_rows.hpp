@@ -1,4 +1,4 @@
-// Queries in and outputs out: rows of the caller's tensors to and from the kernels' own numbers.
+// Queries in and outputs out: rows of the caller's tensors to and from the numbers of the kernels.
 #pragma once
 
 #include <lambda_attention/config.hpp>
@@ -11,6 +11,25 @@
 namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
+
+// 1 / (sum of the weights of a row), with a learned sink's weight where there is one; 0 for an empty row. `max` and the
+// sink's logit are in log2, weights relative to 2^max. The larger of the two is taken out, so neither overflows.
+template <class Real>
+Real normaliser(Real sum, Real max, const float* sink_logit) {
+  if (sum == 0) return 0;
+  if (sink_logit == nullptr) return 1 / sum;
+  const double above = static_cast<double>(*sink_logit) * log2_e - static_cast<double>(max);
+  if (above <= 0) return 1 / (sum + static_cast<Real>(__builtin_exp2(above)));
+  const Real shrink = static_cast<Real>(__builtin_exp2(-above));
+  return shrink / (sum * shrink + 1);
+}
+
+// Natural log of the sum of exponentials; -inf for an empty row.
+template <class Real>
+float log_sum_exp(Real sum, Real max) {
+  if (sum == 0) return -__builtin_huge_valf();
+  return static_cast<float>((static_cast<double>(max) + __builtin_log2(static_cast<double>(sum))) / log2_e);
+}
 
 // row = scale * q(token, head)
 template <class Real>

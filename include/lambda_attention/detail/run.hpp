@@ -6,6 +6,8 @@
 #include <lambda_attention/detail/attend_tiles.hpp>
 #include <lambda_attention/detail/job.hpp>
 #include <lambda_attention/detail/kernels.hpp>
+#include <lambda_attention/detail/scratch.hpp>
+#include <lambda_attention/detail/task_rows.hpp>
 #include <lambda_attention/workspace.hpp>
 
 namespace lambda_attention {

@@ -1,0 +1,79 @@
+// The memory that a worker works in, cut from one block.
+#pragma once
+
+#include <lambda_attention/config.hpp>
+#include <lambda_attention/detail/buffer.hpp>
+#include <lambda_attention/detail/plan.hpp>
+#include <lambda_attention/detail/row_turner.hpp>
+
+namespace lambda_attention {
+inline namespace LAMBDA_ATTENTION_UNIT {
+namespace detail {
+
+// Hands out pieces of a block of memory; without one, only counts how much they would take.
+class scratch_arena {
+ public:
+  explicit scratch_arena(unsigned char* memory) : memory_(memory) {}
+
+  template <class T>
+  T* take(index_t count) {
+    T* const piece = memory_ == nullptr ? nullptr : reinterpret_cast<T*>(memory_ + used_);
+    used_ = round_up(used_ + count * static_cast<index_t>(sizeof(T)), buffer_alignment);
+    return piece;
+  }
+  index_t used() const { return used_; }
+
+ private:
+  unsigned char* memory_;
+  index_t used_ = 0;
+};
+
+// What one worker needs to hold, over all jobs of a call.
+struct scratch_sizes {
+  index_t head_dim = 0;
+  index_t v_head_dim = 0;
+  index_t key_elements[num_key_kinds] = {};
+  index_t sink_value_elements = 0;
+  index_t window_value_elements = 0;
+  index_t width = 0;
+  index_t scores = 0;
+};
+
+template <class Real>
+struct worker_scratch {
+  Real* angles;      // of the position that rows are being turned to
+  Real* far_angles;  // of the far query position
+  Real* row;
+  Real* turned_row;
+  Real* keys[num_key_kinds];
+  Real* sink_values;
+  Real* window_values;
+  Real* queries[2];
+  Real* output;
+  Real* scores;
+  Real* running_max;
+  Real* sum;
+  Real* position;
+
+  worker_scratch(scratch_arena& arena, const scratch_sizes& sizes) {
+    constexpr index_t angle_count = row_turner<Real>::angle_count;
+    angles = arena.take<Real>(angle_count);
+    far_angles = arena.take<Real>(angle_count);
+    row = arena.take<Real>(max_head_dim);
+    turned_row = arena.take<Real>(max_head_dim);
+    for (int kind = 0; kind < num_key_kinds; ++kind) keys[kind] = arena.take<Real>(sizes.key_elements[kind]);
+    sink_values = arena.take<Real>(sizes.sink_value_elements);
+    window_values = arena.take<Real>(sizes.window_value_elements);
+    queries[0] = arena.take<Real>(sizes.head_dim * sizes.width);
+    queries[1] = arena.take<Real>(sizes.head_dim * sizes.width);
+    output = arena.take<Real>(sizes.v_head_dim * sizes.width);
+    scores = arena.take<Real>(sizes.scores);
+    running_max = arena.take<Real>(sizes.width);
+    sum = arena.take<Real>(sizes.width);
+    position = arena.take<Real>(sizes.width);
+  }
+};
+
+}  // namespace detail
+}  // namespace LAMBDA_ATTENTION_UNIT
+}  // namespace lambda_attention
