@@ -110,7 +110,7 @@ struct stream_step {
 };
 template <class Q, class K, class V, class Storage, class Position, class Out>
 stream_step(tensor_view<Q>, tensor_view<K>, tensor_view<V>, kv_cache<Storage, Position>*, tensor_view<Out>)
-    -> stream_step<Q, K, V, Storage, Position, Out>;
+    -> stream_step<const Q, const K, const V, Storage, Position, Out>;
 
 /// Many streams of any lengths in one call: for each, append(k, v, cache), then attention of the new tokens. The streams
 /// may differ in everything but their types; their tasks run side by side. options.lse is of one stream, and refused when

@@ -22,7 +22,7 @@ struct attention_options {
   sink_logits_view sink_logits = {};
   index_t first_position = 0;  ///< position of q's first token, for a whole sequence; a cache has its own
   tensor_view<float> lse =
-      {};  ///< [n, heads, 1]: receives the natural log of the sum of e^logit, learned sinks not included
+      {};  ///< [n, heads, 1]: the natural log of the sum of e^logit, learned sinks not included; float, whatever is computed in
   isa_level isa = isa_level::automatic;
   lambda_attention::workspace* workspace = nullptr;
 };

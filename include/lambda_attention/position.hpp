@@ -63,8 +63,12 @@ class bias_table {
         f32_(checked_size(num_heads, num_distances)),
         f64_(f32_.size()) {}
 
-  /// Sets the bias, in natural units, of one head at one distance in [0, num_distances).
+  /// Sets the bias, in natural units, of one head at one distance. Errors: either out of range, a bias that is not finite.
   void set(index_t head, index_t distance, double bias) {
+    if (head < 0 || head >= num_heads_ || distance < 0 || distance >= num_distances_ || !detail::is_finite(bias))
+      detail::refuse("bias_table: expected head < %lld, distance < %lld and a finite bias, got %lld, %lld, %g",
+                     detail::printable(num_heads_), detail::printable(num_distances_), detail::printable(head),
+                     detail::printable(distance), bias);
     const index_t first = distance == 0 ? -margin : distance;
     const index_t last = distance == num_distances_ - 1 ? num_distances_ + margin : distance + 1;
     for (index_t d = first; d < last; ++d) {

@@ -49,6 +49,12 @@ constexpr tensor_view<T> token_major(T* data, index_t tokens, index_t heads, ind
   return {data, tokens, heads, dim, heads * dim, dim};
 }
 
+/// The same with any distance, in elements, between tokens: the queries, keys or values of a buffer that holds them all.
+template <class T>
+constexpr tensor_view<T> token_major(T* data, index_t tokens, index_t heads, index_t dim, index_t token_stride) {
+  return {data, tokens, heads, dim, token_stride, dim};
+}
+
 /// A dense tensor stored as [heads, tokens, dim], the layout often called HND.
 template <class T>
 constexpr tensor_view<T> head_major(T* data, index_t tokens, index_t heads, index_t dim) {

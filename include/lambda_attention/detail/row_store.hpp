@@ -66,8 +66,8 @@ row_store<Real> store_of(const tensor& t) {
   row_store<Real> store;
   store.format = t.format;
   store.data = t.data;
-  store.row_bytes = t.token_stride * t.element_size;
-  store.head_bytes = t.head_stride * t.element_size;
+  store.row_bytes = t.token_bytes();
+  store.head_bytes = t.head_bytes();
   store.capacity = max(1, t.tokens);
   store.dim = t.dim;
   store.read_elements = t.read;

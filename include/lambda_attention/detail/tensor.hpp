@@ -49,6 +49,9 @@ struct tensor {
   read_elements_function read = nullptr;
   write_elements_function write = nullptr;
 
+  index_t token_bytes() const { return token_stride * element_size; }
+  index_t head_bytes() const { return head_stride * element_size; }
+
   unsigned char* row(index_t token, index_t head) const {
     return data + (token * token_stride + head * head_stride) * element_size;
   }
@@ -136,36 +139,52 @@ constexpr whole_range multiples_between(index_t low, index_t high, index_t step)
   return {first, last};
 }
 
-// Whether two tensors share a byte. Tensors that are interleaved in one buffer (q, k and v of a token or of a head side by
-// side) have the same strides. Two of their rows, dt tokens and dh heads apart, meet iff
-//
-//     -size of a row of b  <  distance + dt * token_stride + dh * head_stride  <  size of a row of a
-//
-// which is looked up for each dh. Tensors with different strides count as overlapping when the spans of their bytes do.
-inline bool overlap(const tensor& a, const tensor& b) {
-  const std::uintptr_t a_first = reinterpret_cast<std::uintptr_t>(a.data);
-  const std::uintptr_t b_first = reinterpret_cast<std::uintptr_t>(b.data);
-  const index_t a_size = a.extent_bytes(), b_size = b.extent_bytes();
-  if (a_size == 0 || b_size == 0 || a_first >= b_first + static_cast<std::uintptr_t>(b_size) ||
-      b_first >= a_first + static_cast<std::uintptr_t>(a_size))
-    return false;
-  const index_t token_step = (a.tokens > 1 ? a : b).token_stride * (a.tokens > 1 ? a : b).element_size;
-  const index_t head_step = (a.heads > 1 ? a : b).head_stride * (a.heads > 1 ? a : b).element_size;
-  const bool same_steps = (b.tokens <= 1 || token_step == b.token_stride * b.element_size) &&
-                          (b.heads <= 1 || head_step == b.head_stride * b.element_size);
-  if (!same_steps) return true;
-  const index_t distance = static_cast<index_t>(b_first - a_first);
-  for (index_t dh = 1 - a.heads; dh < b.heads; ++dh) {
-    const index_t low = -b.dim * b.element_size - distance - dh * head_step;
-    const index_t high = a.dim * a.element_size - distance - dh * head_step;
-    if (token_step == 0) {
+// A set of byte ranges, `size` bytes each, at every combination of an outer and an inner step.
+struct byte_ranges {
+  index_t outer_count, outer_step;
+  index_t inner_count, inner_step;
+  index_t size;
+};
+
+// Whether a range of `a` and one of `b` share a byte, when all of b lies `distance` further and the steps are the same. Two
+// ranges, o outer and i inner steps apart, do iff  -b.size < distance + o * outer_step + i * inner_step < a.size;  the o
+// for which that holds are looked up for each i.
+inline bool share_a_byte(const byte_ranges& a, const byte_ranges& b, index_t distance) {
+  const index_t outer_step = a.outer_count > 1 ? a.outer_step : b.outer_step;
+  const index_t inner_step = a.inner_count > 1 ? a.inner_step : b.inner_step;
+  for (index_t i = 1 - a.inner_count; i < b.inner_count; ++i) {
+    const index_t low = -b.size - distance - i * inner_step;
+    const index_t high = a.size - distance - i * inner_step;
+    if (outer_step == 0) {
       if (low < 0 && 0 < high) return true;
       continue;
     }
-    const whole_range dt = multiples_between(low, high, token_step);
-    if (max(dt.first, 1 - a.tokens) <= min(dt.last, b.tokens - 1)) return true;
+    const whole_range o = multiples_between(low, high, outer_step);
+    if (max(o.first, 1 - a.outer_count) <= min(o.last, b.outer_count - 1)) return true;
   }
   return false;
+}
+
+// Whether two tensors share a byte. Tensors that are interleaved in one buffer (q, k and v of a token, or of a head, side by
+// side) have the same distance between tokens, mostly between heads too; then that is answered exactly, row by row or token
+// by token. Others count as sharing one when the spans of their bytes do.
+inline bool overlap(const tensor& a, const tensor& b) {
+  const std::uintptr_t a_first = reinterpret_cast<std::uintptr_t>(a.data);
+  const std::uintptr_t b_first = reinterpret_cast<std::uintptr_t>(b.data);
+  const index_t a_span = a.extent_bytes(), b_span = b.extent_bytes();
+  if (a_span == 0 || b_span == 0 || a_first >= b_first + static_cast<std::uintptr_t>(b_span) ||
+      b_first >= a_first + static_cast<std::uintptr_t>(a_span))
+    return false;
+  const auto same_step = [](index_t a_count, index_t a_step, index_t b_count, index_t b_step) {
+    return a_count <= 1 || b_count <= 1 || a_step == b_step;
+  };
+  if (!same_step(a.tokens, a.token_bytes(), b.tokens, b.token_bytes())) return true;
+  const bool by_row = same_step(a.heads, a.head_bytes(), b.heads, b.head_bytes());
+  const auto ranges_of = [by_row](const tensor& t) {
+    if (by_row) return byte_ranges{t.tokens, t.token_bytes(), t.heads, t.head_bytes(), t.dim * t.element_size};
+    return byte_ranges{t.tokens, t.token_bytes(), 1, 0, t.slice(0, 1).extent_bytes()};
+  };
+  return share_a_byte(ranges_of(a), ranges_of(b), static_cast<index_t>(b_first - a_first));
 }
 
 // `out` may be `input`, row for row; any other overlap would let the call read what it has written.
