@@ -41,6 +41,12 @@ inline void check_equal(index_t a, index_t b, const char* where, const char* a_n
   if (a != b) refuse("%s: expected %s == %s, got %lld and %lld", where, a_name, b_name, printable(a), printable(b));
 }
 
+// What queries and outputs have to fit, and what the refusals call it.
+struct key_value_extents {
+  index_t heads, head_dim, v_head_dim;
+  const char *heads_name, *head_dim_name, *v_head_dim_name;
+};
+
 inline void check_heads(const tensor& q, index_t kv_heads, const char* kv_heads_name) {
   if (kv_heads < 1 || q.heads < 1 || q.heads % kv_heads != 0)
     refuse("attend: expected q.heads %% %s == 0, both at least 1, got q.heads = %lld, %s = %lld", kv_heads_name,
@@ -94,17 +100,16 @@ inline void check_options(const attention_options& options, const tensor& q, con
 }
 
 // Queries and outputs of any call.
-inline void check_queries(const tensor& q, const tensor& out, index_t num_kv_heads, index_t head_dim,
-                          index_t v_head_dim, const encoding_limits& limits, const attention_options& options,
-                          const char* kv_heads_name) {
+inline void check_queries(const tensor& q, const tensor& out, const key_value_extents& keys,
+                          const encoding_limits& limits, const attention_options& options) {
   check_tensor(q, "attend", "q");
   check_tensor(out, "attend", "out");
   check_dim(q.dim, "attend", "q.dim");
-  check_heads(q, num_kv_heads, kv_heads_name);
-  check_equal(q.dim, head_dim, "attend", "q.dim", "k.dim");
+  check_heads(q, keys.heads, keys.heads_name);
+  check_equal(q.dim, keys.head_dim, "attend", "q.dim", keys.head_dim_name);
   check_equal(out.tokens, q.tokens, "attend", "out.tokens", "q.tokens");
   check_equal(out.heads, q.heads, "attend", "out.heads", "q.heads");
-  check_equal(out.dim, v_head_dim, "attend", "out.dim", "v.dim");
+  check_equal(out.dim, keys.v_head_dim, "attend", "out.dim", keys.v_head_dim_name);
   check_encoding(limits, q.heads, q.dim);
   check_distinct_rows(out, "attend", "out");
   if (!same_rows(out, q)) check_alias(out, q, "attend", "q");
@@ -149,7 +154,7 @@ attention_job<Real> checked_sequence_job(const tensor& q, const tensor& k, const
   const position_data& encoding = limits.data;
   check_shape(shape, "attend");
   check_keys(k, v, "attend");
-  check_queries(q, out, k.heads, k.dim, v.dim, limits, options, "k.heads");
+  check_queries(q, out, {k.heads, k.dim, v.dim, "k.heads", "k.dim", "v.dim"}, limits, options);
   check_equal(k.tokens, q.tokens, "attend", "k.tokens", "q.tokens");
   check_alias(out, k, "attend", "k");
   check_alias(out, v, "attend", "v");
@@ -191,8 +196,10 @@ attention_job<Real> stream_job(const tensor& q, const tensor& out, const cache_c
 template <class Real>
 void check_stream_queries(const tensor& q, const tensor& out, const cache_core<Real>& cache,
                           const encoding_limits& limits, const attention_options& options) {
-  check_queries(q, out, cache.shape().num_kv_heads, cache.shape().head_dim, cache.shape().v_head_dim, limits, options,
-                "cache.num_kv_heads");
+  const auto& shape = cache.shape();
+  const key_value_extents keys = {shape.num_kv_heads,   shape.head_dim,   shape.v_head_dim,
+                                  "cache.num_kv_heads", "cache.head_dim", "cache.v_head_dim"};
+  check_queries(q, out, keys, limits, options);
   if (options.first_position != 0)
     refuse("attend: expected options.first_position = 0 with a cache, which has its own, got %lld",
            printable(options.first_position));

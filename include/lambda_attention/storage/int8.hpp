@@ -24,7 +24,9 @@ struct int8 {
       finite = finite && detail::is_finite(static_cast<double>(row[d]));
       largest = magnitude > largest ? magnitude : largest;
     }
-    const float scale = largest / 127;
+    // For the largest floats the quotient may be rounded up to where 127 times it overflows.
+    const float quotient = largest / 127;
+    const float scale = detail::is_finite(static_cast<double>(quotient * 127)) ? quotient : quotient * (1 - 0x1p-23f);
     // Below this the division by the scale would overflow: such a row is as good as zero.
     const bool vanishes = scale < 0x1p-120f;
     for (index_t d = 0; d < dim; ++d)
