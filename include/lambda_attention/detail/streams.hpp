@@ -132,35 +132,32 @@ class stream_runner {
 
   job* jobs() { return std::launder(reinterpret_cast<job*>(memory_.data())); }
 
-  index_t total_bytes(index_t num_workers) {
-    return jobs_bytes_ + call_bytes(kernels_, job_list<real>{jobs(), num_jobs_}, num_workers);
+  job job_of(const Step& s, index_t round) const {
+    const token_range tokens = tokens_of(s, round);
+    attention_options options = options_;
+    if (options.lse.data != nullptr) options.lse = options.lse.slice(tokens.first, tokens.count);
+    return stream_job(erase(s.q).slice(tokens.first, tokens.count), erase(s.out).slice(tokens.first, tokens.count),
+                      s.cache->core(), s.cache->num_tokens() + tokens.count, s.cache->position().data(), options);
   }
 
+  // Makes room for a round and builds its jobs there; false when no stream has tokens left.
   bool begin_round(index_t round, index_t num_workers) {
-    memory_.reserve(jobs_bytes_);
-    build_jobs(round);
-    if (num_jobs_ == 0) return false;
-    const index_t bytes = total_bytes(num_workers);
-    if (bytes > memory_.bytes()) {
-      memory_.reserve(bytes);
-      build_jobs(round);
-    }
-    return true;
-  }
-
-  void build_jobs(index_t round) {
+    scratch_sizes sizes;
     num_jobs_ = 0;
     for (index_t s = 0; s < num_streams_; ++s) {
-      const Step& stream = streams_[s];
-      const token_range tokens = tokens_of(stream, round);
-      if (tokens.count == 0) continue;
-      attention_options options = options_;
-      if (options.lse.data != nullptr) options.lse = options.lse.slice(tokens.first, tokens.count);
-      ::new (static_cast<void*>(memory_.data() + num_jobs_ * static_cast<index_t>(sizeof(job)))) job(stream_job(
-          erase(stream.q).slice(tokens.first, tokens.count), erase(stream.out).slice(tokens.first, tokens.count),
-          stream.cache->core(), stream.cache->num_tokens() + tokens.count, stream.cache->position().data(), options));
+      if (tokens_of(streams_[s], round).count == 0) continue;
+      add_sizes(kernels_, job_of(streams_[s], round), sizes);
       ++num_jobs_;
     }
+    if (num_jobs_ == 0) return false;
+    memory_.reserve(jobs_bytes_ + worker_bytes<real>(sizes) * max(1, num_workers));
+    unsigned char* place = reinterpret_cast<unsigned char*>(memory_.data());
+    for (index_t s = 0; s < num_streams_; ++s) {
+      if (tokens_of(streams_[s], round).count == 0) continue;
+      ::new (static_cast<void*>(place)) job(job_of(streams_[s], round));
+      place += sizeof(job);
+    }
+    return true;
   }
 
   void write(const Step& s, index_t round) {

@@ -1,0 +1,257 @@
+// The kernels' mathematics and their reading and writing of rows, on every instruction set.
+#include <lambda_attention/detail/kernels.hpp>
+#include <lambda_attention/position/rope.hpp>
+
+#include <support/cases.hpp>
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+namespace {
+
+using namespace support;
+using namespace lambda_attention;
+
+// Functions of vectors can be called only by functions compiled for their instruction set: here they are functions of
+// arrays. The count is a multiple of the lanes.
+template <class Real>
+using array_function = void (*)(const Real* x, index_t count, Real* y);
+
+template <class Real>
+struct vector_functions {
+  array_function<Real> exp2, tanh;
+};
+
+#define LAMBDA_ATTENTION_ARRAY_FUNCTION(target_attribute, isa, function)                                              \
+  template <class Real>                                                                                               \
+  target_attribute void isa##_##function(const Real* x, index_t count, Real* y) {                                     \
+    for (index_t i = 0; i < count; i += detail::isa::vectors<Real>::lanes)                                            \
+      detail::isa::store_loose<Real>(y + i, detail::isa::function<Real>(detail::isa::load_loose(x + i)));             \
+  }
+#define LAMBDA_ATTENTION_ARRAY_FUNCTIONS(target_attribute, isa)   \
+  LAMBDA_ATTENTION_ARRAY_FUNCTION(target_attribute, isa, exp2)    \
+  LAMBDA_ATTENTION_ARRAY_FUNCTION(target_attribute, isa, tanh)
+
+LAMBDA_ATTENTION_ARRAY_FUNCTIONS(, baseline)
+#if defined(__x86_64__)
+LAMBDA_ATTENTION_ARRAY_FUNCTIONS(__attribute__((target("avx2,fma,f16c"))), avx2)
+LAMBDA_ATTENTION_ARRAY_FUNCTIONS(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), avx512)
+#endif
+
+template <class Real>
+vector_functions<Real> functions_for(isa_level level) {
+#if defined(__x86_64__)
+  if (level == isa_level::avx512) return {avx512_exp2<Real>, avx512_tanh<Real>};
+  if (level == isa_level::avx2) return {avx2_exp2<Real>, avx2_tanh<Real>};
+#endif
+  return {baseline_exp2<Real>, baseline_tanh<Real>};
+}
+
+// In units of the last place of the exact result.
+template <class Real>
+double ulps(Real actual, long double exact) {
+  const Real magnitude = std::fabs(static_cast<Real>(exact));
+  const Real ulp = std::nextafter(magnitude, std::numeric_limits<Real>::infinity()) - magnitude;
+  return static_cast<double>(std::fabs(static_cast<long double>(actual) - exact) / static_cast<long double>(ulp));
+}
+
+// The largest error in ulps over [low, high].
+template <class Real>
+double worst_ulps(array_function<Real> function, long double (*exact)(long double), double low, double high) {
+  constexpr index_t count = 200000;
+  generator random(1);
+  std::uniform_real_distribution<double> numbers(low, high);
+  std::vector<Real> x(count), y(count);
+  for (Real& number : x) number = static_cast<Real>(numbers(random));
+  x[0] = static_cast<Real>(low);
+  x[1] = static_cast<Real>(high);
+  function(x.data(), count, y.data());
+  double worst = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const double error = ulps(y[i], exact(x[i]));
+    if (!(error <= worst)) worst = error;
+  }
+  return worst;
+}
+
+template <class Real>
+class kernels : public testing::Test {};
+using reals = testing::Types<float, double>;
+TYPED_TEST_SUITE(kernels, reals);
+
+TYPED_TEST(kernels, exp2_is_within_3_ulps) {
+  const double lowest = std::numeric_limits<TypeParam>::min_exponent;  // just above the subnormal numbers
+  for (const isa_level isa : isa_levels()) {
+    SCOPED_TRACE(name_of(isa));
+    const auto exp2 = functions_for<TypeParam>(isa).exp2;
+    EXPECT_LE(worst_ulps(exp2, std::exp2, lowest, 0), 3);
+    EXPECT_LE(worst_ulps(exp2, std::exp2, -2, 0), 3);
+    EXPECT_LE(worst_ulps(exp2, std::exp2, 0, 60), 3);  // up to the threshold of a rescale, and some
+  }
+}
+
+TYPED_TEST(kernels, exp2_is_exact_at_whole_numbers_zero_far_below_and_keeps_nan) {
+  constexpr TypeParam infinity = std::numeric_limits<TypeParam>::infinity();
+  for (const isa_level isa : isa_levels()) {
+    SCOPED_TRACE(name_of(isa));
+    TypeParam x[64], y[64];
+    for (int i = 0; i < 64; ++i) x[i] = static_cast<TypeParam>(i - 40);
+    functions_for<TypeParam>(isa).exp2(x, 64, y);
+    for (int i = 0; i < 64; ++i) EXPECT_EQ(y[i], std::exp2(x[i])) << x[i];
+
+    const TypeParam far_below[] = {-1500, -1e6f, -1e30f, std::numeric_limits<TypeParam>::lowest(), -infinity};
+    std::fill(std::begin(x), std::end(x), std::numeric_limits<TypeParam>::quiet_NaN());
+    std::copy(std::begin(far_below), std::end(far_below), x);
+    functions_for<TypeParam>(isa).exp2(x, 64, y);
+    for (int i = 0; i < 5; ++i) EXPECT_EQ(y[i], 0) << x[i];
+    for (int i = 5; i < 64; ++i) EXPECT_TRUE(std::isnan(y[i]));
+  }
+}
+
+TYPED_TEST(kernels, tanh_is_within_6_ulps) {
+  for (const isa_level isa : isa_levels()) {
+    SCOPED_TRACE(name_of(isa));
+    const auto tanh = functions_for<TypeParam>(isa).tanh;
+    for (const double range : {1e-6, 0.1, 1.0, 30.0, 1e30})
+      EXPECT_LE(worst_ulps(tanh, std::tanh, -range, range), 6) << "up to " << range;
+  }
+}
+
+// Against long double at the phase that the table says, at positions that no float and no double holds. There are four
+// roundings, of x, its polynomial, their product and the factor, by at most epsilon / 2 of what is at most sqrt(1/2).
+TYPED_TEST(kernels, cos_sin_round_four_times) {
+  constexpr double factor = 1.5;
+  const rope position(150, 10000, {pair_layout::half_split, 0, factor});
+  const rotation_data rotation = position.data().rotation;
+  for (const isa_level isa : isa_levels()) {
+    SCOPED_TRACE(name_of(isa));
+    generator random(2);
+    double worst = 0;
+    for (int round = 0; round < 3000; ++round) {
+      const std::uint64_t at = round < 100 ? static_cast<std::uint64_t>(round) : random() >> draw(random, 1, 63);
+      alignas(64) TypeParam cosines[256], sines[256];
+      detail::kernels_for<TypeParam>(isa).cos_sin(rotation, at, cosines, sines);
+      for (index_t p = 0; p < rotation.num_pairs; ++p) {
+        const long double turns = static_cast<long double>(static_cast<std::int64_t>(at * rotation.turns[p])) * 0x1p-64L;
+        const long double angle = turns * 6.283185307179586476925286766559005768L;
+        worst = std::max({worst, static_cast<double>(std::fabs(cosines[p] / factor - std::cos(angle))),
+                          static_cast<double>(std::fabs(sines[p] / factor - std::sin(angle)))});
+      }
+    }
+    EXPECT_LE(worst, 1.5 * std::numeric_limits<TypeParam>::epsilon());
+  }
+}
+
+template <class Real>
+bool same_number(Real a, Real b) {
+  return std::isnan(a) ? std::isnan(b) : a == b && std::signbit(a) == std::signbit(b);
+}
+
+// All 16-bit patterns, in rows of every length up to a few vectors, none of them aligned.
+template <class Element, class Real>
+void check_reading(const detail::kernel_table<Real>& table, row_format format) {
+  std::vector<Element> elements(65536 + 100);
+  for (std::size_t i = 0; i < elements.size(); ++i) {
+    const std::uint16_t bits = static_cast<std::uint16_t>(i * 40503);  // odd: a permutation
+    std::memcpy(&elements[i], &bits, sizeof bits);
+  }
+  std::size_t first = 1;
+  for (index_t count = 1; first < 65536; count = count % 70 + 1) {
+    Real row[80];
+    std::fill(std::begin(row), std::end(row), Real(42));
+    table.read_row(format, elements.data() + first, count, 1.0f, row);
+    for (index_t i = 0; i < count; ++i)
+      ASSERT_TRUE(same_number(row[i], static_cast<Real>(static_cast<float>(elements[first + static_cast<std::size_t>(i)]))));
+    for (index_t i = count; i < 80; ++i) ASSERT_EQ(row[i], 42) << "written past " << count << " elements";
+    first += static_cast<std::size_t>(count);
+  }
+}
+
+TYPED_TEST(kernels, read_narrow_rows_as_their_elements) {
+  for (const isa_level isa : isa_levels()) {
+    SCOPED_TRACE(name_of(isa));
+    check_reading<half>(detail::kernels_for<TypeParam>(isa), row_format::f16);
+    check_reading<bfloat16>(detail::kernels_for<TypeParam>(isa), row_format::bf16);
+  }
+}
+
+template <class Element, class Real>
+void check_wide(const detail::kernel_table<Real>& table, row_format format) {
+  generator random(3);
+  for (index_t count = 0; count < 70; ++count) {
+    const tensor<Element> elements = random_tensor<Element>(random, 1, 1, count);
+    const tensor<Real> numbers = random_tensor<Real>(random, 1, 1, count);
+    Real row[70];
+    table.read_row(format, elements.view().data, count, 1.0f, row);
+    for (index_t i = 0; i < count; ++i) EXPECT_EQ(row[i], static_cast<Real>(elements.view().data[i]));
+    Element written[71];
+    written[count] = 42;
+    table.write_row(format, numbers.view().data, count, written);
+    for (index_t i = 0; i < count; ++i) EXPECT_EQ(written[i], static_cast<Element>(numbers.view().data[i]));
+    EXPECT_EQ(written[count], 42);
+  }
+}
+
+TYPED_TEST(kernels, read_and_write_wide_rows_as_their_elements) {
+  for (const isa_level isa : isa_levels()) {
+    SCOPED_TRACE(name_of(isa));
+    check_wide<float>(detail::kernels_for<TypeParam>(isa), row_format::f32);
+    check_wide<double>(detail::kernels_for<TypeParam>(isa), row_format::f64);
+  }
+}
+
+TEST(kernels_of_float, read_bytes_times_their_scale) {
+  std::int8_t bytes[256];
+  for (int i = 0; i < 256; ++i) bytes[i] = static_cast<std::int8_t>(i - 128);
+  for (const isa_level isa : isa_levels()) {
+    SCOPED_TRACE(name_of(isa));
+    for (index_t count = 0; count <= 256; ++count) {
+      float row[256];
+      detail::kernels_for<float>(isa).read_row(row_format::int8, bytes + 256 - count, count, 0.37f, row);
+      for (index_t i = 0; i < count; ++i)
+        ASSERT_EQ(row[i], 0.37f * static_cast<float>(bytes[256 - count + i])) << i << " of " << count;
+    }
+  }
+}
+
+// Numbers of every magnitude, some of them in the middle between two neighbours.
+template <class Element, class Real>
+void check_writing(const detail::kernel_table<Real>& table, row_format format) {
+  generator random(4);
+  for (index_t round = 0; round < 5000; ++round) {
+    const index_t count = draw(random, 1, 40);
+    Real numbers[40];
+    for (Real& number : numbers) {
+      std::uint32_t bits = static_cast<std::uint32_t>(random());
+      if (draw(random, 0, 1) == 0) bits &= 0xfffff000u;
+      number = static_cast<Real>(detail::float_of(bits));
+    }
+    Element row[41];
+    const Element canary(42.0f);
+    row[count] = canary;
+    table.write_row(format, numbers, count, row);
+    for (index_t i = 0; i < count; ++i) {
+      const float expected = static_cast<float>(Element(static_cast<float>(numbers[i])));
+      ASSERT_TRUE(same_number(static_cast<float>(row[i]), expected)) << numbers[i];
+    }
+    ASSERT_EQ(row[count].bits, canary.bits);
+  }
+}
+
+TYPED_TEST(kernels, write_narrow_rows_as_their_elements) {
+  for (const isa_level isa : isa_levels()) {
+    SCOPED_TRACE(name_of(isa));
+    check_writing<half>(detail::kernels_for<TypeParam>(isa), row_format::f16);
+    check_writing<bfloat16>(detail::kernels_for<TypeParam>(isa), row_format::bf16);
+  }
+}
+
+}  // namespace

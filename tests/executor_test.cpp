@@ -1,0 +1,66 @@
+#include <lambda_attention/attention.hpp>
+#include <lambda_attention/executor.hpp>
+#include <lambda_attention/position/rope.hpp>
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "tensors.hpp"
+
+namespace la = lambda_attention;
+using la::index_t;
+
+namespace {
+
+// Tasks from the last to the first, each by another worker.
+struct backwards {
+  index_t workers = 3;
+  index_t* num_runs = nullptr;
+
+  index_t num_workers() const { return workers; }
+  template <class Function>
+  void run(index_t num_tasks, Function&& f) const {
+    if (num_runs != nullptr) ++*num_runs;
+    for (index_t task = num_tasks; task-- > 0;) f(task, task % workers);
+  }
+};
+
+}  // namespace
+
+TEST(SerialExecutor, RunsTasksInOrderAsWorker0) {
+  std::vector<std::pair<index_t, index_t>> calls;
+  const la::serial_executor executor;
+  executor.run(3, [&](index_t task, index_t worker) { calls.emplace_back(task, worker); });
+  EXPECT_EQ(calls, (std::vector<std::pair<index_t, index_t>>{{0, 0}, {1, 0}, {2, 0}}));
+  executor.run(0, [&](index_t, index_t) { calls.clear(); });
+  EXPECT_EQ(calls.size(), 3u);
+  EXPECT_EQ(executor.num_workers(), 1);
+}
+
+TEST(Executor, OrderAndWorkersDoNotMatter) {
+  sequence<float> s(1500, 6, 3, 16, 16);
+  la::attend(s.q.view(), s.k.view(), s.v.view(), la::lm_infinite(4, 40), la::rope(16), s.out.view());
+  const std::vector<float> serial = s.out.elements;
+  for (const index_t workers : {1, 2, 7}) {
+    std::fill(s.out.elements.begin(), s.out.elements.end(), -1.0f);
+    la::attend(s.q.view(), s.k.view(), s.v.view(), la::lm_infinite(4, 40), la::rope(16), s.out.view(), {},
+               backwards{workers});
+    EXPECT_TRUE(same_bits(s.out.elements, serial)) << workers;
+  }
+}
+
+// Constants, variables and temporaries; by reference, not by copy.
+TEST(Executor, IsTakenInAnyWay) {
+  sequence<float> s(20, 2, 1, 16, 16);
+  la::kv_cache<la::f32, la::rope> cache(la::lm_infinite(4, 10), la::rope(16), 1, 16, 16);
+  index_t num_runs = 0;
+  backwards variable{3, &num_runs};
+  const backwards constant{3, &num_runs};
+  la::attend(s.q.view(), s.k.view(), s.v.view(), cache.shape(), cache.position(), s.out.view(), {}, variable);
+  la::attend(s.q.view(), s.k.view(), s.v.view(), cache, s.out.view(), {}, constant);
+  la::attend(s.q.view(), cache, s.out.view(), {}, backwards{3, &num_runs});
+  EXPECT_EQ(num_runs, 3);
+}

@@ -1,0 +1,224 @@
+// Random shapes of everything at once against the formula: 3,000 of them, or 100,000 where the environment variable
+// LAMBDA_ATTENTION_SOAK is set. LAMBDA_ATTENTION_SWEEP_CASE=n runs case n alone; a failure prints its n.
+#include <lambda_attention/lambda_attention.hpp>
+
+#include <support/call.hpp>
+#include <support/cases.hpp>
+#include <support/error.hpp>
+#include <support/expected_rows.hpp>
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <string>
+
+namespace {
+
+using namespace support;
+using namespace lambda_attention;
+
+constexpr std::uint64_t seed = 20240229;
+
+// Whole sequences in an element type, or streams through a storage.
+enum class path { f32_elements, f64_elements, f16_elements, bf16_elements, f64, f32, f16, bf16, int8 };
+constexpr const char* path_names[] = {"floats",     "doubles",    "halves",      "bfloat16s", "f64 cache",
+                                      "f32 cache", "f16 cache", "bf16 cache", "int8 cache"};
+
+constexpr index_t most_rows = 16;  // that are compared
+
+// Each order of magnitude as likely as any other.
+index_t draw_size(generator& random, index_t least, int most_bits) {
+  return least + draw(random, 0, (index_t{1} << draw(random, 0, most_bits)) - 1);
+}
+
+// One case in `of`.
+bool one_in(index_t of, generator& random) { return draw(random, 1, of) == 1; }
+
+struct sweep_case {
+  explicit sweep_case(std::uint64_t number) : random(seed + number) {
+    way = static_cast<path>(draw(random, 0, 8));
+    encoded = encodings[draw(random, 0, 6)];
+    isa = std::min(static_cast<isa_level>(draw(random, 1, 3)), lambda_attention::isa());
+    for (layout* l : {&layout_of_q, &layout_of_k, &layout_of_v, &layout_of_out}) *l = layouts[draw(random, 0, 2)];
+    draw_extents();
+    draw_shape();
+    first_position = one_in(2, random) ? draw(random, 0, index_t{1} << 62) : 0;
+    scale = std::ldexp(1 / std::sqrt(static_cast<double>(size.head_dim)), static_cast<int>(draw(random, -1, 1)));
+    soft_cap = one_in(5, random) ? std::ldexp(1.0, static_cast<int>(draw(random, 0, 6))) : 0;
+    has_sink_logits = one_in(5, random);
+    max_append = draw_size(random, 1, 8);
+  }
+
+  bool is_stream() const { return way >= path::f64; }
+  bool rounds_rows() const { return way >= path::f16; }
+
+  void draw_extents() {
+    // What is rounded to few bits is judged by many numbers.
+    const index_t least = rounds_rows() ? 16 : 0;
+    size.kv_heads = draw(random, 1, 3);
+    size.group = draw(random, 1, 9);
+    size.head_dim = std::min(draw_size(random, encoded < encoding::alibi ? 2 : 1, 9), max_head_dim);
+    size.v_head_dim = std::min(draw_size(random, std::max<index_t>(1, least), 9), max_head_dim);
+    if (one_in(4, random)) size.v_head_dim = size.head_dim;
+    size.tokens = draw_size(random, least, size.head_dim > 64 ? 7 : 10);
+  }
+
+  void draw_shape() {
+    const index_t num_sinks = draw_size(random, 0, 6), window = draw_size(random, 0, 9);
+    shape = {num_sinks, window, draw(random, 0, 2 * window + 1)};
+    if (one_in(4, random)) shape.distance_limit = std::max<index_t>(0, window + draw(random, -3, 3));
+    if (one_in(4, random)) shape.distance_limit = unlimited;
+    if (one_in(6, random)) shape = streaming_llm(num_sinks, window);
+    if (one_in(16, random) && !is_stream()) shape = full_causal();
+  }
+
+  std::string description() const {
+    return std::string(path_names[static_cast<int>(way)]) + ", " + name_of(encoded) + ", " + name_of(isa) + ", " +
+           std::to_string(size.tokens) + " tokens, " + std::to_string(size.heads()) + " heads of " +
+           std::to_string(size.kv_heads) + ", head_dim " + std::to_string(size.head_dim) + ", v_head_dim " +
+           std::to_string(size.v_head_dim) + ", " + to_string(shape) + ", first_position " +
+           std::to_string(first_position) + ", scale " + std::to_string(scale) + ", soft_cap " +
+           std::to_string(soft_cap) + (has_sink_logits ? ", sink logits" : "") + ", max_append " +
+           std::to_string(max_append);
+  }
+
+  generator random;
+  path way;
+  encoding encoded;
+  isa_level isa;
+  layout layout_of_q, layout_of_k, layout_of_v, layout_of_out;
+  extents size;
+  lambda_shape shape;
+  index_t first_position;
+  double scale;
+  double soft_cap;
+  bool has_sink_logits;
+  index_t max_append;
+};
+
+// The same numbers, rounded to T.
+template <class T, class Real>
+tensor<T> rounded(const tensor<Real>& source) {
+  const tensor_view<const Real> from = source.view();
+  tensor<T> result(from.tokens, from.heads, from.dim);
+  for (index_t t = 0; t < from.tokens; ++t)
+    for (index_t h = 0; h < from.heads; ++h)
+      for (index_t d = 0; d < from.dim; ++d) result.view().row(t, h)[d] = element<T>(from.row(t, h)[d]);
+  return result;
+}
+
+struct errors {
+  error_sum out;
+  error_sum lse;
+  double sigma;
+};
+
+// A whole sequence, once more in place of its queries where it fits there.
+struct sequence {
+  template <class T, class Real, class Position>
+  static void attend(sweep_case& c, const inputs<T>& in, const Position& position, tensor<Real>& out,
+                     attention_options options) {
+    options.first_position = c.first_position;
+    lambda_attention::attend(in.q.view(), in.k.view(), in.v.view(), c.shape, position, out.view(), options);
+    if (c.size.head_dim != c.size.v_head_dim) return;
+    tensor<T> in_place = in.q;
+    lambda_attention::attend(in_place.view(), in.k.view(), in.v.view(), c.shape, position, in_place.view(), options);
+    EXPECT_TRUE(same_bits(in_place.view(), rounded<T>(out).view())) << c.description();
+  }
+};
+
+// A stream in chunks of any size.
+template <class Storage>
+struct stream {
+  template <class T, class Real, class Position>
+  static void attend(sweep_case& c, const inputs<T>& in, const Position& position, tensor<Real>& out,
+                     attention_options options) {
+    auto cache = cache_for<Storage>(in, c.shape, position, {c.max_append, c.first_position});
+    const tensor_view<float> lse = options.lse;
+    for (index_t first = 0; first < c.size.tokens;) {
+      const index_t count = std::min(draw_size(c.random, 0, 8), c.size.tokens - first);
+      options.lse = lse.slice(first, count);
+      attend_part(in, first, count, cache, out, options);
+      first += count;
+    }
+  }
+};
+
+template <class T, class Real, class Way, class Position>
+void run_once(sweep_case& c, const Position& position, errors& sums) {
+  const auto& [n, kv_heads, group, head_dim, v_head_dim] = c.size;
+  const inputs<T> in = {random_tensor<T>(c.random, n, c.size.heads(), head_dim, c.layout_of_q),
+                        random_tensor<T>(c.random, n, kv_heads, head_dim, c.layout_of_k),
+                        random_tensor<T>(c.random, n, kv_heads, v_head_dim, c.layout_of_v)};
+  const tensor<float> logits = random_tensor<float>(c.random, 1, 1, c.size.heads());
+  tensor<Real> out(n, c.size.heads(), v_head_dim, c.layout_of_out);
+  tensor<float> lse(n, c.size.heads(), 1, c.layout_of_out);
+  attention_options options;
+  options.isa = c.isa;
+  options.scale = c.scale;
+  options.soft_cap = c.soft_cap;
+  if (c.has_sink_logits) options.sink_logits = {logits.view().data, c.size.heads()};
+  options.lse = lse.view();
+  const expected_rows expected(c.random, in.q, in.k, in.v, c.shape, position, options, most_rows);
+  sums.sigma = sigma_of(c.random, in.q, in.k, c.shape, position, c.scale, 100);
+  Way::attend(c, in, position, out, options);
+  expected.add_errors(out, sums.out);
+  expected.add_lse_errors(lse, sums.lse);
+}
+
+template <class Position>
+errors run(sweep_case& c, const Position& position) {
+  errors sums;
+  // The error of a few numbers can be large beside them: such a case runs more often.
+  const index_t outputs = std::min(c.size.tokens, most_rows) * c.size.v_head_dim;
+  for (index_t done = 0; done < 300; done += std::max<index_t>(outputs, 1)) {
+    switch (c.way) {
+      case path::f32_elements: run_once<float, float, sequence>(c, position, sums); break;
+      case path::f64_elements: run_once<double, double, sequence>(c, position, sums); break;
+      case path::f16_elements: run_once<half, float, sequence>(c, position, sums); break;
+      case path::bf16_elements: run_once<bfloat16, float, sequence>(c, position, sums); break;
+      case path::f64: run_once<float, double, stream<lambda_attention::f64>>(c, position, sums); break;
+      case path::f32: run_once<float, float, stream<lambda_attention::f32>>(c, position, sums); break;
+      case path::f16: run_once<float, float, stream<lambda_attention::f16>>(c, position, sums); break;
+      case path::bf16: run_once<float, float, stream<lambda_attention::bf16>>(c, position, sums); break;
+      case path::int8: run_once<float, float, stream<lambda_attention::int8>>(c, position, sums); break;
+    }
+  }
+  return sums;
+}
+
+double bound_of(path way, double sigma) {
+  switch (way) {
+    case path::f64_elements:
+    case path::f64: return arithmetic_bound<double>();
+    case path::f16: return storage_bound<lambda_attention::f16>(sigma);
+    case path::bf16: return storage_bound<lambda_attention::bf16>(sigma);
+    case path::int8: return storage_bound<lambda_attention::int8>(sigma);
+    default: return arithmetic_bound<float>(sigma);
+  }
+}
+
+void run_case(std::uint64_t number) {
+  sweep_case c(number);
+  with_encoding(c.encoded, c.size.heads(), c.size.head_dim, [&](const auto& position) {
+    const errors sums = run(c, position);
+    const double bound = bound_of(c.way, sums.sigma);
+    const double lse_bound = std::fmax(bound, 0x1p-48);  // an lse is a float
+    if (!(sums.out.nmse() <= bound && sums.lse.nmse() <= lse_bound)) {
+      ADD_FAILURE() << "seed " << seed << ", LAMBDA_ATTENTION_SWEEP_CASE=" << number << ": errors " << sums.out.nmse()
+                    << " (out) and " << sums.lse.nmse() << " (lse), bound " << bound << ": " << c.description();
+    }
+  });
+}
+
+TEST(sweep, is_the_formula) {
+  if (const char* const number = std::getenv("LAMBDA_ATTENTION_SWEEP_CASE"))
+    return run_case(std::strtoull(number, nullptr, 10));
+  const std::uint64_t num_cases = std::getenv("LAMBDA_ATTENTION_SOAK") != nullptr ? 100000 : 3000;
+  for (std::uint64_t number = 0; number < num_cases; ++number) run_case(number);
+}
+
+}  // namespace

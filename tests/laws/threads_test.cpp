@@ -1,0 +1,117 @@
+// Law 6: any executor and any number of workers give the same bits.
+#include <lambda_attention/executor/eigen_thread_pool.hpp>
+#include <lambda_attention/lambda_attention.hpp>
+
+#ifdef _OPENMP
+#include <lambda_attention/executor/openmp.hpp>
+#endif
+
+#include <support/call.hpp>
+#include <support/cases.hpp>
+#include <support/error.hpp>
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+namespace {
+
+using namespace support;
+using namespace lambda_attention;
+
+// The last task first, the workers in turn.
+struct reversed_executor {
+  index_t num_workers() const { return 3; }
+
+  template <class Function>
+  void run(index_t num_tasks, Function&& f) const {
+    for (index_t task = num_tasks; task-- > 0;) f(task, task % num_workers());
+  }
+};
+
+template <class Use>
+void for_each_executor(Use&& use) {
+  use(reversed_executor{}, "reversed");
+  for (const int workers : {1, 2, 3, 4}) {
+    Eigen::ThreadPool pool(workers);
+    use(eigen_thread_pool(pool), "Eigen, " + std::to_string(workers));
+#ifdef _OPENMP
+    use(openmp_executor(workers), "OpenMP, " + std::to_string(workers));
+#endif
+  }
+}
+
+class threads : public law {};
+INSTANTIATE_TEST_SUITE_P(laws, threads, every_encoding_and_group(), name_of_case);
+
+TEST_P(threads, leave_every_bit_of_a_sequence) {
+  constexpr int seed = 6;
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  generator random(seed);
+  const extents e = {700, 2, group()};  // several tasks a head
+  const inputs<> in = random_inputs(random, e);
+  const lambda_shape shape = {3, 40, 20};
+  with_encoding(encoding_under_test(), e.heads(), e.head_dim, [&](const auto& position) {
+    for (const isa_level isa : isa_levels()) {
+      SCOPED_TRACE(name_of(isa));
+      tensor<float> serial_lse(e.tokens, e.heads(), 1), lse = serial_lse;
+      attention_options options;
+      options.isa = isa;
+      options.lse = serial_lse.view();
+      const tensor<float> serial = attend_sequence<float>(in, shape, position, options);
+      options.lse = lse.view();
+      for_each_executor([&](const auto& executor, const std::string& name) {
+        tensor<float> out = output_for<float>(in);
+        attend(in.q.view(), in.k.view(), in.v.view(), shape, position, out.view(), options, executor);
+        EXPECT_TRUE(same_bits(out.view(), serial.view())) << name;
+        EXPECT_TRUE(same_bits(lse.view(), serial_lse.view())) << name;
+      });
+    }
+  });
+}
+
+// A call on two streams of unequal length, then one token more for each.
+template <class Storage, class Position, class Executor>
+auto attend_streams(const inputs<>& in, const Position& position, isa_level isa, const Executor& executor) {
+  const index_t n = in.q.view().tokens, half = n / 2;
+  attention_options options;
+  options.isa = isa;
+  auto out = output_for<typename Storage::compute_type>(in);
+  auto a = cache_for<Storage>(in, {3, 40, 20}, position, {64});
+  auto b = a;
+  const auto attend_both = [&](index_t first_a, index_t last_a, index_t first_b, index_t last_b) {
+    const auto step = [&](index_t first, index_t last, auto& cache) {
+      return stream_step{in.q.view().slice(first, last - first), in.k.view().slice(first, last - first),
+                         in.v.view().slice(first, last - first), &cache, out.view().slice(first, last - first)};
+    };
+    const std::vector steps = {step(first_a, last_a, a), step(first_b, last_b, b)};
+    attend(steps.data(), 2, options, executor);
+  };
+  attend_both(0, half - 1, half, n - 1);
+  attend_both(half - 1, half, n - 1, n);
+  return out;
+}
+
+TEST_P(threads, leave_every_bit_of_streams) {
+  constexpr int seed = 7;
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  generator random(seed);
+  const extents e = {201, 2, group()};
+  const inputs<> in = random_inputs(random, e);
+  with_encoding(encoding_under_test(), e.heads(), e.head_dim, [&](const auto& position) {
+    for (const isa_level isa : isa_levels()) {
+      SCOPED_TRACE(name_of(isa));
+      for_each_storage([&](auto storage, const char* storage_name) {
+        using storage_type = decltype(storage);
+        const auto serial = attend_streams<storage_type>(in, position, isa, serial_executor{});
+        for_each_executor([&](const auto& executor, const std::string& name) {
+          EXPECT_TRUE(same_bits(attend_streams<storage_type>(in, position, isa, executor).view(), serial.view()))
+              << storage_name << ", " << name;
+        });
+      });
+    }
+  });
+}
+
+}  // namespace

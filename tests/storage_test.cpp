@@ -1,0 +1,90 @@
+#include <lambda_attention/attention.hpp>
+#include <lambda_attention/position/rope.hpp>
+#include <lambda_attention/storage.hpp>
+#include <lambda_attention/storage/bf16.hpp>
+#include <lambda_attention/storage/f16.hpp>
+#include <lambda_attention/storage/f32.hpp>
+#include <lambda_attention/storage/f64.hpp>
+#include <lambda_attention/storage/int8.hpp>
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdint>
+
+#include "storage/stored.hpp"
+
+namespace la = lambda_attention;
+using la::index_t;
+
+namespace {
+
+// Storages of our own: fixed-point numbers of 16 bits under one scale for kernels in float, float rows for kernels in
+// double.
+struct fixed16 {
+  using compute_type = float;
+  static constexpr la::row_format format = la::row_format::custom;
+  static constexpr index_t row_bytes(index_t dim) { return 2 * dim; }
+
+  static float encode(const float* row, index_t dim, void* stored) {
+    float largest = 0;
+    for (index_t d = 0; d < dim; ++d) largest = std::fmax(largest, std::fabs(row[d]));
+    const float scale = largest / 32767;
+    for (index_t d = 0; d < dim; ++d)
+      static_cast<std::int16_t*>(stored)[d] = static_cast<std::int16_t>(std::lrint(row[d] / scale));
+    return scale;
+  }
+  static void decode(const void* stored, float scale, index_t dim, float* row) {
+    for (index_t d = 0; d < dim; ++d) row[d] = scale * static_cast<float>(static_cast<const std::int16_t*>(stored)[d]);
+  }
+};
+
+struct narrowed {
+  using compute_type = double;
+  static constexpr la::row_format format = la::row_format::custom;
+  static constexpr index_t row_bytes(index_t dim) { return 4 * dim; }
+
+  static float encode(const double* row, index_t dim, void* stored) {
+    for (index_t d = 0; d < dim; ++d) static_cast<float*>(stored)[d] = static_cast<float>(row[d]);
+    return 1;
+  }
+  static void decode(const void* stored, float /*scale*/, index_t dim, double* row) {
+    for (index_t d = 0; d < dim; ++d) row[d] = static_cast<double>(static_cast<const float*>(stored)[d]);
+  }
+};
+
+}  // namespace
+
+TEST(CustomStorage, ScaledRowsDecodeAndChunks) { expect_attention_to_stored_rows<fixed16>(); }
+
+TEST(CustomStorage, RowsForDouble) { expect_attention_to_stored_rows<narrowed>(); }
+
+// Keys are stored rotated; 16 bits leave an error of about 1e-9.
+TEST(CustomStorage, UnderARotationInEveryLayoutOfTheCache) {
+  const la::rope position(24);
+  for (const la::lambda_shape& shape :
+       {la::lm_infinite(3, 11), la::lambda_shape{3, 11, 5}, la::streaming_llm(3, 11), la::sliding_window(11)}) {
+    for (const index_t step : {1, 7}) {
+      sequence<float> s(70, 4, 2, 24, 10);
+      la::kv_cache_options options;
+      options.max_append = 7;
+      la::kv_cache<fixed16, la::rope> cache(shape, position, 2, 24, 10, options);
+      for (index_t first = 0; first < 70; first += step)
+        la::attend(s.q.view().slice(first, step), s.k.view().slice(first, step), s.v.view().slice(first, step), cache,
+                   s.out.view().slice(first, step));
+      EXPECT_LE(nmse(s.out.elements, expected(s, shape, position)), 1e-8) << "steps of " << step;
+    }
+  }
+}
+
+TEST(CustomStorage, MemoryIsWhatRowBytesSays) {
+  const auto bytes = [](auto storage) {
+    return la::kv_cache<decltype(storage), la::none>(la::sliding_window(1000), {}, 4, 64, 64).bytes();
+  };
+  const index_t rows = 4 * 2 * (1000 - 1 + 512);  // keys and values of 4 heads; max_append 512
+  EXPECT_EQ(bytes(la::f32{}) - bytes(la::f16{}), rows * 64 * 2);
+  EXPECT_EQ(bytes(la::f16{}), bytes(la::bf16{}));
+  EXPECT_EQ(bytes(la::f64{}) - bytes(la::f32{}), rows * 64 * 4);
+  EXPECT_EQ(bytes(la::f16{}) - bytes(la::int8{}), rows * (64 - 4));  // int8 and its scale
+  EXPECT_EQ(bytes(fixed16{}) - bytes(la::f16{}), rows * 4);          // its scale
+}

@@ -1,0 +1,78 @@
+// How far results are from each other and from the formula, and how far they may be.
+#pragma once
+
+#include <lambda_attention/reference.hpp>
+#include <lambda_attention/storage.hpp>
+
+#include <support/random_tensor.hpp>
+
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <vector>
+
+namespace support {
+
+/// Normalised mean squared error: sum (actual - expected)^2 / sum expected^2. NaN wherever an element is.
+class error_sum {
+ public:
+  void add(long double actual, long double expected) {
+    error_ += (actual - expected) * (actual - expected);
+    power_ += expected * expected;
+  }
+  double nmse() const { return error_ == 0 ? 0 : static_cast<double>(error_ / power_); }
+
+ private:
+  long double error_ = 0;
+  long double power_ = 0;
+};
+
+template <class A, class B>
+double nmse(const tensor_view<A>& actual, const tensor_view<B>& expected) {
+  error_sum sum;
+  for (index_t t = 0; t < expected.tokens; ++t)
+    for (index_t h = 0; h < expected.heads; ++h)
+      for (index_t d = 0; d < expected.dim; ++d)
+        sum.add(lambda_attention::reference::number(actual.row(t, h)[d]),
+                lambda_attention::reference::number(expected.row(t, h)[d]));
+  return sum.nmse();
+}
+
+/// Equality of bits: a NaN equals itself, and -0 is not 0.
+template <class A, class B>
+bool same_bits(const tensor_view<A>& a, const tensor_view<B>& b) {
+  for (index_t t = 0; t < a.tokens; ++t)
+    for (index_t h = 0; h < a.heads; ++h)
+      if (std::memcmp(a.row(t, h), b.row(t, h), static_cast<std::size_t>(a.dim) * sizeof(A)) != 0) return false;
+  return true;
+}
+
+/// The bound for arithmetic in Real, on numbers as they are; sigma is the standard deviation of the logits.
+template <class Real>
+double arithmetic_bound(double sigma = 1) {
+  return sizeof(Real) == sizeof(double) ? 1e-24 : 1e-11 * std::fmax(1, sigma * sigma);
+}
+
+/// The bound through a cache that rounds rows: c u^2 (1 + sigma^2), u^2 the mean squared relative error of an element.
+///
+/// With weights p and independent errors, rounded values v (1 + e) move the output by sum p e v: u^2 of its own square sum
+/// p^2 v^2. Rounded keys move each logit by an error of variance u^2 sigma^2, and the output by sum p error (v - out): at
+/// most u^2 sigma^2 of that square. Together u^2 (1 + sigma^2), so c = 1 on average. It is 2 here: a case has few rows, and
+/// int8's u^2, that of rows of 128 normal numbers, grows with the largest number of a row: by a third at 512.
+template <class Storage>
+double storage_bound(double sigma = 1) {
+  using lambda_attention::row_format;
+  constexpr row_format format = Storage::format;
+  if constexpr (format == row_format::f32 || format == row_format::f64) {
+    return arithmetic_bound<typename Storage::compute_type>(sigma);
+  } else {
+    constexpr double c = 2;
+    constexpr double u2 = format == row_format::f16 ? 5e-8 : format == row_format::bf16 ? 2.5e-6 : 4e-5;
+    return c * u2 * (1 + sigma * sigma);
+  }
+}
+
+/// Two results that are each within a bound of a third are within this of each other.
+inline double between_two(double bound) { return 4 * bound; }
+
+}  // namespace support

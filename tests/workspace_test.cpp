@@ -1,0 +1,217 @@
+#include <lambda_attention/attention.hpp>
+#include <lambda_attention/position/alibi.hpp>
+#include <lambda_attention/position/none.hpp>
+#include <lambda_attention/position/rope.hpp>
+#include <lambda_attention/storage/bf16.hpp>
+#include <lambda_attention/storage/f16.hpp>
+#include <lambda_attention/storage/f32.hpp>
+#include <lambda_attention/storage/f64.hpp>
+#include <lambda_attention/storage/int8.hpp>
+#include <lambda_attention/workspace.hpp>
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+#include "tensors.hpp"
+
+namespace la = lambda_attention;
+using la::index_t;
+
+namespace {
+
+int num_allocations = 0;
+bool memory_is_out = false;
+
+void* allocate(std::size_t bytes, std::size_t alignment) {
+  ++num_allocations;
+  void* const memory = memory_is_out ? nullptr : std::aligned_alloc(alignment, (bytes / alignment + 1) * alignment);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+
+template <class Function>
+int allocations_of(Function&& function) {
+  const int before = num_allocations;
+  function();
+  return num_allocations - before;
+}
+
+}  // namespace
+
+void* operator new(std::size_t bytes) { return allocate(bytes, alignof(std::max_align_t)); }
+void* operator new(std::size_t bytes, std::align_val_t alignment) {
+  return allocate(bytes, static_cast<std::size_t>(alignment));
+}
+// Not inlined, or GCC takes the free() to be that of the operator new it knows.
+#define NOT_INLINED __attribute__((noinline))
+NOT_INLINED void operator delete(void* memory) noexcept { std::free(memory); }
+NOT_INLINED void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+NOT_INLINED void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+NOT_INLINED void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+
+namespace {
+
+constexpr index_t heads = 6, kv_heads = 2, dim = 24, v_dim = 10, n = 200, max_append = 32;
+
+struct two_workers {
+  index_t num_workers() const { return 2; }
+  template <class Function>
+  void run(index_t num_tasks, Function&& f) const {
+    for (index_t task = 0; task < num_tasks; ++task) f(task, task % 2);
+  }
+};
+
+template <class Cache, class Executor = la::serial_executor>
+void feed(sequence<float>& s, Cache& cache, index_t count, const la::attention_options& options,
+          Executor&& executor = {}) {
+  const index_t first = cache.num_tokens() % (n / 2);
+  la::attend(s.q.view().slice(first, count), s.k.view().slice(first, count), s.v.view().slice(first, count), cache,
+             s.out.view().slice(first, count), options, executor);
+}
+
+}  // namespace
+
+TEST(Workspace, IsEmptyAtFirst) {
+  EXPECT_EQ(la::workspace().bytes(), 0);
+  EXPECT_EQ(allocations_of([] { la::workspace(); }), 0);
+  EXPECT_EQ(la::workspace(1000).bytes(), 1000);
+}
+
+TEST(Workspace, GrowsAndDoesNotShrink) {
+  la::workspace memory;
+  memory.reserve(100);
+  EXPECT_EQ(memory.bytes(), 100);
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(memory.data()) % 64, 0u);
+  const std::byte* const data = memory.data();
+  EXPECT_EQ(allocations_of([&] {
+              memory.reserve(100);
+              memory.reserve(1);
+              memory.reserve(0);
+            }),
+            0);
+  EXPECT_EQ(memory.data(), data);
+  EXPECT_EQ(memory.bytes(), 100);
+  EXPECT_EQ(allocations_of([&] { memory.reserve(101); }), 1);
+  EXPECT_EQ(memory.bytes(), 101);
+}
+
+TEST(Workspace, IsAsItWasWhenMemoryRunsOut) {
+  la::workspace memory(100);
+  const std::byte* const data = memory.data();
+  memory_is_out = true;
+  EXPECT_THROW(memory.reserve(200), std::bad_alloc);
+  memory_is_out = false;
+  EXPECT_EQ(memory.bytes(), 100);
+  EXPECT_EQ(memory.data(), data);
+}
+
+TEST(Workspace, ACallWithoutOneAllocatesOnce) {
+  sequence<float> s(n, heads, kv_heads, dim, v_dim);
+  const la::rope position(dim);
+  EXPECT_EQ(allocations_of([&] {
+              la::attend(s.q.view(), s.k.view(), s.v.view(), la::lm_infinite(3, 17), position, s.out.view());
+            }),
+            1);
+  la::kv_cache<la::f32, la::rope> cache(la::lm_infinite(3, 17), position, kv_heads, dim, v_dim);
+  for (const index_t count : {40, 1}) EXPECT_EQ(allocations_of([&] { feed(s, cache, count, {}); }), 1) << count;
+  EXPECT_EQ(allocations_of([&] { la::append(s.k.view(), s.v.view(), cache); }), 0);
+  EXPECT_EQ(allocations_of([&] { la::attend(s.q.view().slice(0, 3), cache, s.out.view().slice(0, 3)); }), 1);
+}
+
+TEST(Workspace, CallsOfAnyKindShareOne) {
+  la::workspace memory;
+  la::attention_options options;
+  options.workspace = &memory;
+  const la::rope position(dim);
+  const la::lambda_shape shape = la::lm_infinite(3, 17);
+  sequence<float> s(n, heads, kv_heads, dim, v_dim), t = s;
+  la::kv_cache<la::f16, la::rope> cache(shape, position, kv_heads, dim, v_dim), other = cache;
+  std::vector<std::vector<float>> with, without;
+  const auto calls = [&](sequence<float>& in, la::kv_cache<la::f16, la::rope>& stream, const la::attention_options& o,
+                         std::vector<std::vector<float>>& outputs) {
+    la::attend(in.q.view(), in.k.view(), in.v.view(), shape, position, in.out.view(), o);
+    outputs.push_back(in.out.elements);
+    for (const index_t count : {40, 1, 4, 5}) {
+      feed(in, stream, count, o, two_workers{});
+      outputs.push_back(in.out.elements);
+    }
+    la::attend(in.q.view(), in.k.view(), in.v.view(), la::sliding_window(90), la::none(), in.out.view(), o);
+    outputs.push_back(in.out.elements);
+  };
+  calls(t, other, {}, without);
+  calls(s, cache, options, with);
+  for (std::size_t i = 0; i < with.size(); ++i) EXPECT_TRUE(same_bits(with[i], without[i])) << "call " << i;
+
+  // Now it is large enough for all of them.
+  const index_t bytes = memory.bytes();
+  cache.clear();
+  with.reserve(100);
+  const int of_outputs = 6;  // the copies that calls() keeps
+  EXPECT_EQ(allocations_of([&] { calls(s, cache, options, with); }), of_outputs);
+  EXPECT_EQ(memory.bytes(), bytes);
+}
+
+template <class Storage>
+class ScratchBytes : public ::testing::Test {};
+using storages = ::testing::Types<la::f64, la::f32, la::f16, la::bf16, la::int8>;
+TYPED_TEST_SUITE(ScratchBytes, storages);
+
+// A workspace of that many bytes is enough for any number of tokens up to the one given, whatever came before.
+TYPED_TEST(ScratchBytes, AreEnough) {
+  const auto never_allocates = [](const auto& position, const la::lambda_shape& shape, auto executor) {
+    sequence<float> s(n, heads, kv_heads, dim, v_dim);
+    for (const index_t most : {1, 4, 5, 20, 100}) {
+      la::kv_cache_options cache_options;
+      cache_options.max_append = max_append;
+      la::kv_cache<TypeParam, std::decay_t<decltype(position)>> cache(shape, position, kv_heads, dim, v_dim,
+                                                                      cache_options);
+      const index_t bytes = la::scratch_bytes(cache, heads, most, executor.num_workers());
+      la::workspace memory(bytes);
+      la::attention_options options;
+      options.workspace = &memory;
+      for (const index_t count : {1, 2, 4, 5, 3, 20, 1, 33, 64, 65, 100, 1, 4, 5, 20, 100}) {
+        if (count > most) continue;
+        ASSERT_EQ(allocations_of([&] { feed(s, cache, count, options, executor); }), 0)
+            << count << " tokens after " << cache.num_tokens() - count << ", at most " << most;
+      }
+      ASSERT_EQ(la::scratch_bytes(cache, heads, most, executor.num_workers()), bytes);  // whatever it has seen
+    }
+  };
+  for (const la::lambda_shape& shape : {la::lm_infinite(3, 17), la::lambda_shape{3, 60, 20}, la::streaming_llm(3, 17),
+                                        la::sliding_window(70), la::lambda_shape{30, 0, 0}}) {
+    never_allocates(la::rope(dim), shape, la::serial_executor{});
+    never_allocates(la::alibi(heads), shape, two_workers{});
+  }
+}
+
+TEST(ScratchBytes, AreNotWasteful) {
+  const la::kv_cache<la::f32, la::none> cache(la::lm_infinite(4, 1000), {}, kv_heads, 64, 64);
+  const index_t decode = la::scratch_bytes(cache, heads, 1);
+  EXPECT_GT(decode, 0);
+  EXPECT_LT(decode, 256 * 1024);  // scores and a few rows, not the keys
+  EXPECT_GE(la::scratch_bytes(cache, heads, 1, 2), 2 * decode - 4096);
+}
+
+// A fault before anything has been written: the cache is as it was.
+TEST(Workspace, ACallThatFindsNoMemoryChangesNothing) {
+  const la::rope position(dim);
+  la::kv_cache<la::f32, la::rope> cache(la::lm_infinite(3, 17), position, kv_heads, dim, v_dim), other = cache;
+  sequence<float> s(n, heads, kv_heads, dim, v_dim), t = s;
+  feed(s, cache, 50, {});
+  feed(t, other, 50, {});
+  memory_is_out = true;
+  EXPECT_THROW(feed(s, cache, 40, {}), std::bad_alloc);
+  EXPECT_THROW(feed(s, cache, 1, {}), std::bad_alloc);
+  memory_is_out = false;
+  EXPECT_EQ(cache.num_tokens(), 50);
+  EXPECT_TRUE(same_bits(s.out.elements, t.out.elements));
+  feed(s, cache, 50, {});
+  feed(t, other, 50, {});
+  EXPECT_TRUE(same_bits(s.out.elements, t.out.elements));
+}
