@@ -217,25 +217,25 @@ settings parse(int argc, char** argv) {
 /// What would make the demo fail in the end is found out before it begins.
 void check_settings(const settings& given) {
   if (access(given.naive.c_str(), X_OK) != 0) throw std::runtime_error("cannot run the naive baseline " + given.naive);
-  const demo::file_handle picture(std::fopen(given.output.c_str(), "a"), std::fclose);
-  if (!picture) throw std::runtime_error("cannot write " + given.output + ": " + std::strerror(errno));
   if (std::system("gnuplot --version > /dev/null 2>&1") != 0)
     throw std::runtime_error("gnuplot is missing: it draws the chart (Debian: gnuplot-nox)");
+  const demo::file_handle picture(std::fopen(given.output.c_str(), "a"), std::fclose);
+  if (!picture) throw std::runtime_error("cannot write " + given.output + ": " + std::strerror(errno));
 }
 
 void print_text_heading(const settings& given, const demo::findings& text) {
-  const int tokens = static_cast<int>(text["tokens"]);
   std::printf(
-      "\nA real text, %s%s: %d bytes, each a row of a seeded normal table (seed %u), %d heads over %d,\n"
-      "head_dim %d, streamed through kv_cache<f32, rope>:\n",
+      "\nA real text, %s%s: %d bytes, each a row of a seeded normal table (seed %u),\n"
+      "%d heads over %d, head_dim %d, streamed through kv_cache<f32, rope>:\n\n",
       given.input.empty() ? "README.md and include/**/*.hpp" : given.input.c_str(),
-      text["tokens"] == demo::most_bytes ? " (its beginning)" : "", tokens, demo::text_model::seed,
-      int{demo::text_model::num_heads}, int{demo::text_model::num_kv_heads}, int{demo::text_model::head_dim});
+      text["tokens"] == demo::most_bytes ? ", its beginning" : "", static_cast<int>(text["tokens"]),
+      demo::text_model::seed, int{demo::text_model::num_heads}, int{demo::text_model::num_kv_heads},
+      int{demo::text_model::head_dim});
 }
 
 int compare(const settings& given) {
-  check_settings(given);
   const std::string text = demo::read_texts(given.input.empty() ? demo::own_files() : std::vector{given.input});
+  check_settings(given);
   demo::results results;
   measure_sequences(given, results);
   measure_lambda_times(given, results);
@@ -249,8 +249,8 @@ int compare(const settings& given) {
   demo::print_notes(results.lengths);
   const bool agrees = demo::print_claims(results);
   print_text_heading(given, results.text);
-  const bool single = demo::print_text_pass(results.text, "single", "token by token");
-  const bool chunks = demo::print_text_pass(results.text, "chunks", "in chunks of 1 to 700 tokens");
+  const bool single = demo::print_text_claims(results.text, "single", "token by token");
+  const bool chunks = demo::print_text_claims(results.text, "chunks", "chunks of 1 to 700");
   std::printf("\nchart: %s\n", given.output.c_str());
   if (agrees && single && chunks) return 0;
   std::fprintf(stderr, "linear_vs_quadratic: an output is outside its bound, or memory grew: see NO above\n");

@@ -66,7 +66,8 @@ template <class T>
   const std::uint32_t right = sign | format_of<T>().nearest(std::fabs(static_cast<double>(number)));
   const std::uint32_t bits = T(number).bits;
   if (bits == right) return ::testing::AssertionSuccess();
-  return ::testing::AssertionFailure() << std::hexfloat << number << std::hex << " became " << bits << ", not " << right;
+  return ::testing::AssertionFailure() << std::hexfloat << number << std::hex << " became " << bits << ", not "
+                                       << right;
 }
 
 }  // namespace

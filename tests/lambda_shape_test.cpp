@@ -121,8 +121,7 @@ TEST(LambdaShape, LastSlot) {
 // The drawing in the header's comment.
 TEST(LambdaShape, IsDrawnAsItIs) {
   const lambda_shape shape = la::lm_infinite(2, 4);
-  const char* const drawing[] = {"x",       "xx",       "xxx",      "xxxx",    "xxxxx",
-                                 "xxxxxx", "xx xxxx", "xx  xxxx", "xx   xxxx"};
+  const char* const drawing[] = {"x", "xx", "xxx", "xxxx", "xxxxx", "xxxxxx", "xx xxxx", "xx  xxxx", "xx   xxxx"};
   for (index_t i = 0; i < 9; ++i) {
     std::string row;
     for (index_t j = 0; j <= i; ++j) row += shape.visible(i, j) ? 'x' : ' ';

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "refusal.hpp"
@@ -153,7 +154,8 @@ TEST(BiasTable, EndEntriesFillTheMargins) {
       for (index_t d = -la::bias_table::margin; d < num_distances + la::bias_table::margin; ++d) {
         const index_t nearest = d < 0 ? 0 : d < num_distances ? d : num_distances - 1;
         EXPECT_EQ(table.row(h, double{})[d], table.row(h, double{})[nearest]) << h << ", " << d;
-        EXPECT_FLOAT_EQ(table.row(h, float{})[d], static_cast<float>(log2_e * static_cast<double>(10 * h + nearest + 1)));
+        EXPECT_FLOAT_EQ(table.row(h, float{})[d],
+                        static_cast<float>(log2_e * static_cast<double>(10 * h + nearest + 1)));
       }
     }
   }
@@ -177,13 +179,24 @@ TEST(BiasTable, BiasesAreAddedToLogits) {
 }
 
 TEST(BiasTable, Refusals) {
-  const auto made = [](index_t heads, index_t distances) {
-    return refusal([&] { la::bias_table(heads, distances); });
-  };
+  const auto made = [](index_t heads, index_t distances) { return refusal([&] { la::bias_table(heads, distances); }); };
   const std::string expectation = "bias_table: expected at least 1 head and 1 distance and at most 2^40 entries, got ";
   EXPECT_EQ(made(0, 4), expectation + "0 x 4");
   EXPECT_EQ(made(4, 0), expectation + "4 x 0");
   EXPECT_EQ(made(-1, 4), expectation + "-1 x 4");
   EXPECT_EQ(made(4, la::unlimited), expectation + "4 x 9223372036854775807");
   EXPECT_EQ(made(1 << 21, 1 << 20), expectation + "2097152 x 1048576");
+
+  la::bias_table table(2, 3);
+  const auto set = [&](index_t head, index_t distance, double bias) {
+    return refusal([&] { table.set(head, distance, bias); });
+  };
+  const std::string expected_entry = "bias_table: expected head < 2, distance < 3 and a finite bias, got ";
+  EXPECT_EQ(set(1, 2, -1e300), "accepted");
+  EXPECT_EQ(set(2, 0, 1), expected_entry + "2, 0, 1");
+  EXPECT_EQ(set(-1, 0, 1), expected_entry + "-1, 0, 1");
+  EXPECT_EQ(set(0, 3, 1), expected_entry + "0, 3, 1");
+  EXPECT_EQ(set(0, -1, 1), expected_entry + "0, -1, 1");
+  EXPECT_EQ(set(0, 0, HUGE_VAL), expected_entry + "0, 0, inf");
+  EXPECT_EQ(set(0, 0, std::nan("")), expected_entry + "0, 0, nan");
 }

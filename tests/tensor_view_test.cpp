@@ -29,6 +29,17 @@ TEST(TensorView, TokenMajorIsTokensHeadsDim) {
       for (int d = 0; d < 4; ++d) EXPECT_EQ(view.row(t, h)[d], next++);
 }
 
+// The keys of a buffer that holds queries, keys and values of a token side by side.
+TEST(TensorView, TokenMajorWithAnotherDistanceBetweenTokens) {
+  std::vector<int> numbers(2 * 50);
+  const auto view = la::token_major(numbers.data() + 10, 2, 3, 4, 50);
+  EXPECT_EQ(view.tokens, 2);
+  EXPECT_EQ(view.heads, 3);
+  EXPECT_EQ(view.dim, 4);
+  EXPECT_EQ(view.row(0, 2), numbers.data() + 10 + 8);
+  EXPECT_EQ(view.row(1, 2), numbers.data() + 10 + 50 + 8);
+}
+
 TEST(TensorView, HeadMajorIsHeadsTokensDim) {
   std::vector<int> numbers(2 * 3 * 4);
   std::iota(numbers.begin(), numbers.end(), 0);

@@ -35,10 +35,10 @@ double first_call(Function&& attention) {
   return seconds;
 }
 
-/// Tells the median of up to 7 calls that take up to 3 seconds together; of a longer one, the time of its first call.
+/// Tells the median of up to 7 calls that take up to 2 seconds together; of a longer one, the time of its first call.
 template <class Function>
 void tell_time(double first_seconds, Function&& attention) {
-  constexpr double patience = 3;
+  constexpr double patience = 2;
   std::vector<double> seconds;
   for (double spent = 0; spent + first_seconds <= patience && seconds.size() < 7; spent += seconds.back())
     seconds.push_back(bench::thread_seconds_of(attention));

@@ -59,9 +59,10 @@ inline void measure_lambda_times() {
   for (index_t n = smallest_tokens; n <= largest_tokens; n *= 2) lengths.push_back(n);
   std::vector<std::vector<double>> seconds(lengths.size());
   for (int round = 0; round < rounds; ++round) {
+    std::fprintf(stderr, "         round %d of %d\n", round + 1, rounds);
     for (std::size_t i = 0; i < lengths.size(); ++i) {
       // A short call is repeated, so that every length is measured for about as long.
-      for (index_t call = 0; call < std::min<index_t>(8, largest_tokens / lengths[i]); ++call)
+      for (index_t call = 0; call < std::min<index_t>(5, largest_tokens / lengths[i]); ++call)
         seconds[i].push_back(bench::thread_seconds_of([&] { attend(inputs, lengths[i], lambda(), encoding); }));
     }
   }

@@ -79,9 +79,13 @@ class kv_cache {
     using detail::refuse;
     constexpr index_t most = index_t{1} << 40;
     detail::check_shape(shape, "kv_cache");
+    if (shape.window == unlimited)
+      refuse(
+          "kv_cache: expected a window of at most 2^40 tokens, got an unlimited one: full_causal() has no bounded "
+          "cache");
     if (shape.window > most)
-      refuse("kv_cache: expected a window of at most 2^40 tokens, got %s: full_causal() has no bounded cache",
-             shape.window == unlimited ? "an unlimited one" : "a larger one");
+      refuse("kv_cache: expected a window of at most 2^40 tokens, got %lld: full_causal() has no bounded cache",
+             printable(shape.window));
     if (shape.num_sinks > most) refuse("kv_cache: expected at most 2^40 sinks, got %lld", printable(shape.num_sinks));
     if (num_kv_heads < 1 || num_kv_heads > most)
       refuse("kv_cache: expected 1 <= num_kv_heads <= 2^40, got %lld", printable(num_kv_heads));

@@ -30,14 +30,14 @@ struct vector_functions {
   array_function<Real> exp2, tanh;
 };
 
-#define LAMBDA_ATTENTION_ARRAY_FUNCTION(target_attribute, isa, function)                                              \
-  template <class Real>                                                                                               \
-  target_attribute void isa##_##function(const Real* x, index_t count, Real* y) {                                     \
-    for (index_t i = 0; i < count; i += detail::isa::vectors<Real>::lanes)                                            \
-      detail::isa::store_loose<Real>(y + i, detail::isa::function<Real>(detail::isa::load_loose(x + i)));             \
+#define LAMBDA_ATTENTION_ARRAY_FUNCTION(target_attribute, isa, function)                                  \
+  template <class Real>                                                                                   \
+  target_attribute void isa##_##function(const Real* x, index_t count, Real* y) {                         \
+    for (index_t i = 0; i < count; i += detail::isa::vectors<Real>::lanes)                                \
+      detail::isa::store_loose<Real>(y + i, detail::isa::function<Real>(detail::isa::load_loose(x + i))); \
   }
-#define LAMBDA_ATTENTION_ARRAY_FUNCTIONS(target_attribute, isa)   \
-  LAMBDA_ATTENTION_ARRAY_FUNCTION(target_attribute, isa, exp2)    \
+#define LAMBDA_ATTENTION_ARRAY_FUNCTIONS(target_attribute, isa) \
+  LAMBDA_ATTENTION_ARRAY_FUNCTION(target_attribute, isa, exp2)  \
   LAMBDA_ATTENTION_ARRAY_FUNCTION(target_attribute, isa, tanh)
 
 LAMBDA_ATTENTION_ARRAY_FUNCTIONS(, baseline)
@@ -140,7 +140,8 @@ TYPED_TEST(kernels, cos_sin_round_four_times) {
       alignas(64) TypeParam cosines[256], sines[256];
       detail::kernels_for<TypeParam>(isa).cos_sin(rotation, at, cosines, sines);
       for (index_t p = 0; p < rotation.num_pairs; ++p) {
-        const long double turns = static_cast<long double>(static_cast<std::int64_t>(at * rotation.turns[p])) * 0x1p-64L;
+        const long double turns =
+            static_cast<long double>(static_cast<std::int64_t>(at * rotation.turns[p])) * 0x1p-64L;
         const long double angle = turns * 6.283185307179586476925286766559005768L;
         worst = std::max({worst, static_cast<double>(std::fabs(cosines[p] / factor - std::cos(angle))),
                           static_cast<double>(std::fabs(sines[p] / factor - std::sin(angle)))});
@@ -169,7 +170,8 @@ void check_reading(const detail::kernel_table<Real>& table, row_format format) {
     std::fill(std::begin(row), std::end(row), Real(42));
     table.read_row(format, elements.data() + first, count, 1.0f, row);
     for (index_t i = 0; i < count; ++i)
-      ASSERT_TRUE(same_number(row[i], static_cast<Real>(static_cast<float>(elements[first + static_cast<std::size_t>(i)]))));
+      ASSERT_TRUE(
+          same_number(row[i], static_cast<Real>(static_cast<float>(elements[first + static_cast<std::size_t>(i)]))));
     for (index_t i = count; i < 80; ++i) ASSERT_EQ(row[i], 42) << "written past " << count << " elements";
     first += static_cast<std::size_t>(count);
   }

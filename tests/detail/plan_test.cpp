@@ -63,9 +63,7 @@ bool is_sound(const key_segment& s, const plan_shape& plan, const query_tile& ti
 
 // Sets of keys below 64, a bit for each.
 using key_set = std::uint64_t;
-key_set set_of(index_range keys) {
-  return keys.size() == 0 ? 0 : ~key_set{0} >> (64 - keys.size()) << keys.first;
-}
+key_set set_of(index_range keys) { return keys.size() == 0 ? 0 : ~key_set{0} >> (64 - keys.size()) << keys.first; }
 
 // For every query below `num_queries`: the keys it sees, and what they may be read as.
 struct visible_keys {
@@ -152,7 +150,8 @@ TEST(plan, covers_the_visible_pairs_of_wide_tiles_once) {
   long num_tiles = 0;
   for (index_t num_sinks : {0, 1, 4, 17}) {
     for (index_t window : {0, 1, 7, 15, 16, 17, 33, 63, 64}) {
-      for (index_t limit : {index_t{0}, index_t{1}, index_t{6}, index_t{15}, index_t{16}, index_t{32}, index_t{62}, unlimited})
+      for (index_t limit :
+           {index_t{0}, index_t{1}, index_t{6}, index_t{15}, index_t{16}, index_t{32}, index_t{62}, unlimited})
         num_tiles += check_all_tiles({{num_sinks, window, limit}, true}, 16, 4, 64);
       num_tiles += check_all_tiles({streaming_llm(num_sinks, window), true}, 16, 4, 64);
     }
@@ -170,14 +169,17 @@ TEST(plan, holds_at_large_numbers) {
     return draw(random, 0, 9) == 0 ? unlimited : number + draw(random, -2, 2);
   };
   for (int round = 0; round < 100000; ++round) {
-    plan_shape plan = {{std::max<index_t>(0, large()), std::max<index_t>(0, large()), std::max<index_t>(0, large())}, true};
+    plan_shape plan = {{std::max<index_t>(0, large()), std::max<index_t>(0, large()), std::max<index_t>(0, large())},
+                       true};
     if (draw(random, 0, 3) == 0) plan.shape = streaming_llm(plan.shape.num_sinks, plan.shape.window);
     const lambda_shape& shape = plan.shape;
     const index_t first = draw(random, 0, index_t{1} << draw(random, 1, 61));
     const query_tile tile = {first, plan.tile_end(first, first + draw(random, 1, 64)) - first, 16};
     const index_t position = draw(random, 0, tile.count - 1), query = first + position;
-    for (const index_t edge : {index_t{0}, shape.num_sinks, query, query - shape.window, query - shape.distance_limit}) {
-      for (index_t key = std::max<index_t>(0, edge - std::min<index_t>(edge, 2)); key <= query && key - edge <= 2; ++key) {
+    for (const index_t edge :
+         {index_t{0}, shape.num_sinks, query, query - shape.window, query - shape.distance_limit}) {
+      for (index_t key = std::max<index_t>(0, edge - std::min<index_t>(edge, 2)); key <= query && key - edge <= 2;
+           ++key) {
         int near = 0, far = 0;
         for_each_segment_of(plan, tile, [&](const key_segment& s) {
           const index_range keys = seen_by(s, position, tile);

@@ -44,7 +44,8 @@ constexpr lambda_shape shapes[] = {lm_infinite(4, 24), {4, 24, 9}, streaming_llm
 
 // Allocations of `step` more tokens.
 template <class Cache, class Out>
-long allocations_of(const inputs<>& in, index_t step, Cache& cache, tensor<Out>& out, const attention_options& options) {
+long allocations_of(const inputs<>& in, index_t step, Cache& cache, tensor<Out>& out,
+                    const attention_options& options) {
   const long before = num_allocations;
   attend_part(in, 0, step, cache, out, options);
   return num_allocations - before;
@@ -121,7 +122,8 @@ TEST(constant_for_ever, bytes_are_what_is_allocated) {
     for (const lambda_shape& shape : shapes) {
       const long before = num_bytes;
       const kv_cache<decltype(storage), lambda_attention::none> cache(shape, {}, 2, 12, 20);
-      EXPECT_EQ(cache.bytes(), num_bytes - before + static_cast<long>(sizeof cache)) << name << ", " << to_string(shape);
+      EXPECT_EQ(cache.bytes(), num_bytes - before + static_cast<long>(sizeof cache))
+          << name << ", " << to_string(shape);
     }
   });
 }

@@ -89,7 +89,8 @@ TEST(model_inputs, hold_the_bounds) {
           SCOPED_TRACE(name_of(isa));
           attention_options options;
           options.isa = isa;
-          EXPECT_LE(expected.nmse(attend_sequence<float>(in, shape, position, options)), arithmetic_bound<float>(sigma));
+          EXPECT_LE(expected.nmse(attend_sequence<float>(in, shape, position, options)),
+                    arithmetic_bound<float>(sigma));
           EXPECT_LE(expected.nmse(attend_sequence<double>(in, shape, position, options)), arithmetic_bound<double>());
           for_each_storage([&](auto storage, const char* name) {
             using storage_type = decltype(storage);

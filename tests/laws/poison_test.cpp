@@ -66,7 +66,8 @@ auto in_steps(const inputs<>& in, const lambda_shape& shape, const Position& pos
               const attention_options& options) {
   auto out = output_for<typename Storage::compute_type>(in);
   auto cache = cache_for<Storage>(in, shape, position, {step});
-  for (index_t i = 0; i < num_tokens; i += step) attend_part(in, i, std::min(step, num_tokens - i), cache, out, options);
+  for (index_t i = 0; i < num_tokens; i += step)
+    attend_part(in, i, std::min(step, num_tokens - i), cache, out, options);
   return out;
 }
 

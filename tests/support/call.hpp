@@ -49,7 +49,8 @@ tensor<Real> attend_sequence(const inputs<T>& in, const lambda_attention::lambda
 }
 
 template <class Storage, class T, class Position>
-lambda_attention::kv_cache<Storage, Position> cache_for(const inputs<T>& in, const lambda_attention::lambda_shape& shape,
+lambda_attention::kv_cache<Storage, Position> cache_for(const inputs<T>& in,
+                                                        const lambda_attention::lambda_shape& shape,
                                                         const Position& position,
                                                         const lambda_attention::kv_cache_options& options = {}) {
   return {shape, position, in.k.view().heads, in.k.view().dim, in.v.view().dim, options};

@@ -27,20 +27,26 @@
 namespace support {
 
 enum class encoding { rope_half_split, rope_interleaved, rope_partial, rope_factor, alibi, t5_bias, none };
-inline constexpr encoding encodings[] = {encoding::rope_half_split, encoding::rope_interleaved,
-                                         encoding::rope_partial,    encoding::rope_factor,
-                                         encoding::alibi,           encoding::t5_bias,
-                                         encoding::none};
+inline constexpr encoding encodings[] = {
+    encoding::rope_half_split, encoding::rope_interleaved, encoding::rope_partial, encoding::rope_factor,
+    encoding::alibi,           encoding::t5_bias,          encoding::none};
 
 inline const char* name_of(encoding e) {
   switch (e) {
-    case encoding::rope_half_split: return "rope_half_split";
-    case encoding::rope_interleaved: return "rope_interleaved";
-    case encoding::rope_partial: return "rope_partial";
-    case encoding::rope_factor: return "rope_factor";
-    case encoding::alibi: return "alibi";
-    case encoding::t5_bias: return "t5_bias";
-    case encoding::none: return "none";
+    case encoding::rope_half_split:
+      return "rope_half_split";
+    case encoding::rope_interleaved:
+      return "rope_interleaved";
+    case encoding::rope_partial:
+      return "rope_partial";
+    case encoding::rope_factor:
+      return "rope_factor";
+    case encoding::alibi:
+      return "alibi";
+    case encoding::t5_bias:
+      return "t5_bias";
+    case encoding::none:
+      return "none";
   }
   return "?";
 }
@@ -54,22 +60,27 @@ void with_encoding(encoding e, index_t num_heads, index_t head_dim, Use&& use) {
   rope_options options;
   options.rotary_dim = head_dim / 2 * 2;
   switch (e) {
-    case encoding::rope_half_split: return use(rope(head_dim, 10000, options));
+    case encoding::rope_half_split:
+      return use(rope(head_dim, 10000, options));
     case encoding::rope_interleaved:
       options.layout = pair_layout::interleaved;
       return use(rope(head_dim, 10000, options));
     case encoding::rope_partial:
       options.rotary_dim = std::max<index_t>(2, head_dim / 4 * 2);
       return use(rope(head_dim, 500000, options));
-    case encoding::rope_factor: options.factor = 1.125; return use(rope(head_dim, 10000, options));
-    case encoding::alibi: return use(lambda_attention::alibi(num_heads));
+    case encoding::rope_factor:
+      options.factor = 1.125;
+      return use(rope(head_dim, 10000, options));
+    case encoding::alibi:
+      return use(lambda_attention::alibi(num_heads));
     case encoding::t5_bias: {
       constexpr index_t num_buckets = 8, max_distance = 20;
       generator random(7);
       tensor<float> weights = random_tensor<float>(random, num_buckets, 1, num_heads);
       return use(lambda_attention::t5_bias(weights.view().data, num_buckets, num_heads, max_distance));
     }
-    case encoding::none: return use(lambda_attention::none());
+    case encoding::none:
+      return use(lambda_attention::none());
   }
 }
 

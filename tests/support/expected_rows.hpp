@@ -21,8 +21,7 @@ class expected_rows {
   template <class Q, class K, class V, class Position>
   expected_rows(generator& random, const tensor<Q>& q, const tensor<K>& k, const tensor<V>& v,
                 const lambda_attention::lambda_shape& shape, const Position& position,
-                const lambda_attention::attention_options& options = {},
-                index_t most = lambda_attention::unlimited) {
+                const lambda_attention::attention_options& options = {}, index_t most = lambda_attention::unlimited) {
     const tensor_view<const Q> queries = q.view();
     for (index_t i = 0; i < std::min(most, queries.tokens); ++i) {
       row r;
@@ -83,9 +82,9 @@ double sigma_of(generator& random, const tensor<Q>& q, const tensor<K>& k, const
     const index_t drawn = draw(random, 0, num_keys - 1);
     const index_t key = drawn < num_sinks ? drawn : shape.window_keys(query).first + drawn - num_sinks;
     const index_t distance = shape.distance(query, key);
-    const double score = static_cast<double>(
-        position.score(numbers(queries.row(query, head), queries.dim).data(),
-                       numbers(keys.row(key, head / (queries.heads / keys.heads)), keys.dim).data(), keys.dim, distance));
+    const double score = static_cast<double>(position.score(
+        numbers(queries.row(query, head), queries.dim).data(),
+        numbers(keys.row(key, head / (queries.heads / keys.heads)), keys.dim).data(), keys.dim, distance));
     const double logit = scale * score + static_cast<double>(position.bias(head, distance));
     count += 1;
     sum += logit;
