@@ -12,6 +12,7 @@
 #include <lambda_attention/kv_cache.hpp>
 #include <lambda_attention/storage/f32.hpp>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -53,10 +54,12 @@ class stream {
     check();
   }
 
-  /// Times `count` steps, after one that brings the cache's rows back into the processor.
-  void measure(int count) {
-    decode();
-    for (int i = 0; i < count; ++i) seconds_.push_back(bench::thread_seconds_of([&] { decode(); }));
+  /// Times some steps, more of them where they are short, after a few that bring the cache's rows back into the processor.
+  void measure() {
+    const index_t rows = bench::visible_keys(cache_.shape(), last_);
+    for (int i = 0; i < 3; ++i) decode();
+    for (index_t i = 0; i < std::clamp<index_t>(32768 / rows, 4, 16); ++i)
+      seconds_.push_back(bench::thread_seconds_of([&] { decode(); }));
   }
 
   void tell_results() const {
@@ -95,9 +98,9 @@ class stream {
 };
 
 /// Every length in turn, `rounds` times, so that noise meets all lengths alike.
-inline void measure_streams(std::vector<stream>& streams, int rounds, int steps) {
+inline void measure_streams(std::vector<stream>& streams, int rounds) {
   for (int round = 0; round < rounds; ++round)
-    for (stream& one : streams) one.measure(steps);
+    for (stream& one : streams) one.measure();
   for (const stream& one : streams) one.tell_results();
 }
 
@@ -108,8 +111,8 @@ inline void measure_decode() {
     unbounded.emplace_back("unbounded", length, lambda_attention::sliding_window(length), inputs);
     bounded.emplace_back("kv_cache", length, lambda(), inputs);
   }
-  measure_streams(unbounded, 12, 4);
-  measure_streams(bounded, 150, 8);
+  measure_streams(unbounded, 12);
+  measure_streams(bounded, 80);
 }
 
 }  // namespace demo

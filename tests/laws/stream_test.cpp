@@ -22,11 +22,16 @@ using namespace lambda_attention;
 constexpr index_t num_tokens = 230;
 constexpr index_t max_append = 7;
 
-// A ring has at most 24 - 1 + max_append rows, one call or not: 230 tokens overwrite each more than three times.
+// The rings of a stream in rounds have at most 24 - 1 + max_append rows: 230 tokens overwrite each more than three times.
 constexpr lambda_shape shapes[] = {
-    lm_infinite(3, 24), {2, 24, 7},  // limit inside the window: two rings
-    {0, 24, 22},                     // the last limit that is
-    {4, 24, 23},        {5, 1, 0},  {6, 0, 3}, sliding_window(19), streaming_llm(4, 20),
+    lm_infinite(3, 24),    // limit == window
+    {2, 24, 7},            // limit inside the window: two rings
+    {0, 24, 22},           // the last limit that is
+    {4, 24, 23},           // the first that is not
+    {5, 1, 0},             // a query sees itself and the sinks
+    {6, 0, 3},             // the sinks alone
+    sliding_window(19),    //
+    streaming_llm(4, 20),  //
 };
 
 // Every way of cutting the stream has its own cache; all of them see the same stored rows.

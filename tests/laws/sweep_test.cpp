@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <string>
+#include <type_traits>
 
 namespace {
 
@@ -23,7 +24,7 @@ using namespace lambda_attention;
 constexpr std::uint64_t seed = 20240229;
 
 // Whole sequences in an element type, or streams through a storage.
-enum class path { f32_elements, f64_elements, f16_elements, bf16_elements, f64, f32, f16, bf16, int8 };
+enum path { floats, doubles, halves, bfloat16s, f64_cache, f32_cache, f16_cache, bf16_cache, int8_cache };
 constexpr const char* path_names[] = {"floats",    "doubles",   "halves",     "bfloat16s", "f64 cache",
                                       "f32 cache", "f16 cache", "bf16 cache", "int8 cache"};
 
@@ -52,8 +53,8 @@ struct sweep_case {
     max_append = draw_size(random, 1, 8);
   }
 
-  bool is_stream() const { return way >= path::f64; }
-  bool rounds_rows() const { return way >= path::f16; }
+  bool is_stream() const { return way >= f64_cache; }
+  bool rounds_rows() const { return way >= f16_cache; }
 
   void draw_extents() {
     // The bounds of rounded rows are for many logits that are as good as normal.
@@ -77,7 +78,7 @@ struct sweep_case {
   }
 
   std::string description() const {
-    return std::string(path_names[static_cast<int>(way)]) + ", " + name_of(encoded) + ", " + name_of(isa) + ", " +
+    return std::string(path_names[way]) + ", " + name_of(encoded) + ", " + name_of(isa) + ", " +
            std::to_string(size.tokens) + " tokens, " + std::to_string(size.heads()) + " heads of " +
            std::to_string(size.kv_heads) + ", head_dim " + std::to_string(size.head_dim) + ", v_head_dim " +
            std::to_string(size.v_head_dim) + ", " + to_string(shape) + ", first_position " +
@@ -170,66 +171,28 @@ void run_once(sweep_case& c, const Position& position, errors& sums) {
   expected.add_lse_errors(lse, sums.lse);
 }
 
+// In the order of `path`.
 template <class Position>
-errors run(sweep_case& c, const Position& position) {
-  errors sums;
-  // The error of a few numbers can be large beside them: such a case runs more often.
-  const index_t outputs = std::min(c.size.tokens, most_rows) * c.size.v_head_dim;
-  for (index_t done = 0; done < 300; done += std::max<index_t>(outputs, 1)) {
-    switch (c.way) {
-      case path::f32_elements:
-        run_once<float, float, sequence>(c, position, sums);
-        break;
-      case path::f64_elements:
-        run_once<double, double, sequence>(c, position, sums);
-        break;
-      case path::f16_elements:
-        run_once<half, float, sequence>(c, position, sums);
-        break;
-      case path::bf16_elements:
-        run_once<bfloat16, float, sequence>(c, position, sums);
-        break;
-      case path::f64:
-        run_once<float, double, stream<lambda_attention::f64>>(c, position, sums);
-        break;
-      case path::f32:
-        run_once<float, float, stream<lambda_attention::f32>>(c, position, sums);
-        break;
-      case path::f16:
-        run_once<float, float, stream<lambda_attention::f16>>(c, position, sums);
-        break;
-      case path::bf16:
-        run_once<float, float, stream<lambda_attention::bf16>>(c, position, sums);
-        break;
-      case path::int8:
-        run_once<float, float, stream<lambda_attention::int8>>(c, position, sums);
-        break;
-    }
-  }
-  return sums;
-}
-
-double bound_of(path way, double sigma) {
-  switch (way) {
-    case path::f64_elements:
-    case path::f64:
-      return arithmetic_bound<double>();
-    case path::f16:
-      return storage_bound<lambda_attention::f16>(sigma);
-    case path::bf16:
-      return storage_bound<lambda_attention::bf16>(sigma);
-    case path::int8:
-      return storage_bound<lambda_attention::int8>(sigma);
-    default:
-      return arithmetic_bound<float>(sigma);
-  }
-}
+constexpr void (*calls[])(sweep_case&, const Position&, errors&) = {
+    run_once<float, float, sequence>,    run_once<double, double, sequence>,   run_once<half, float, sequence>,
+    run_once<bfloat16, float, sequence>, run_once<float, double, stream<f64>>, run_once<float, float, stream<f32>>,
+    run_once<float, float, stream<f16>>, run_once<float, float, stream<bf16>>, run_once<float, float, stream<int8>>,
+};
+constexpr double (*bounds[])(double sigma) = {
+    arithmetic_bound<float>, arithmetic_bound<double>, arithmetic_bound<float>,
+    arithmetic_bound<float>, storage_bound<f64>,       storage_bound<f32>,
+    storage_bound<f16>,      storage_bound<bf16>,      storage_bound<int8>,
+};
 
 void run_case(std::uint64_t number) {
   sweep_case c(number);
   with_encoding(c.encoded, c.size.heads(), c.size.head_dim, [&](const auto& position) {
-    const errors sums = run(c, position);
-    const double bound = bound_of(c.way, sums.sigma);
+    errors sums;
+    // The error of a few numbers can be large beside them: such a case is called more often.
+    const index_t outputs = std::min(c.size.tokens, most_rows) * c.size.v_head_dim;
+    for (index_t done = 0; done < 300; done += std::max<index_t>(outputs, 1))
+      calls<std::decay_t<decltype(position)>>[c.way](c, position, sums);
+    const double bound = bounds[c.way](sums.sigma);
     const double lse_bound = std::fmax(bound, 0x1p-48);  // an lse is a float
     if (!(sums.out.nmse() <= bound && sums.lse.nmse() <= lse_bound)) {
       ADD_FAILURE() << "seed " << seed << ", LAMBDA_ATTENTION_SWEEP_CASE=" << number << ": errors " << sums.out.nmse()

@@ -5,6 +5,7 @@
 #include <lambda_attention/detail/kernels.hpp>
 #include <lambda_attention/detail/row_turner.hpp>
 #include <lambda_attention/detail/tensor.hpp>
+#include <lambda_attention/lambda_shape.hpp>
 #include <lambda_attention/storage.hpp>
 
 #include <cstdint>

@@ -1,0 +1,173 @@
+#include <lambda_attention/detail/cache_core.hpp>
+#include <lambda_attention/position/none.hpp>
+#include <lambda_attention/position/rope.hpp>
+#include <lambda_attention/storage/f32.hpp>
+#include <lambda_attention/storage/int8.hpp>
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+namespace la = lambda_attention;
+using la::index_t;
+using la::detail::key_kind;
+using core = la::detail::cache_core<float>;
+
+namespace {
+
+constexpr index_t dim = 8, v_dim = 4, max_append = 5;
+
+core made(const la::lambda_shape& shape, bool rotates) {
+  return {{{shape, rotates}, rotates, 1, dim, v_dim, max_append, 0},
+          la::detail::functions_of<la::f32>(),
+          la::detail::functions_of<la::f32>()};
+}
+
+index_t rows_held(const core& cache, key_kind kind) { return cache.rows().keys[static_cast<int>(kind)].capacity; }
+
+const auto& kernels = la::detail::kernels_for<float>(la::isa_level::automatic);
+
+// Token t has the key (t, t, ...) and the value (-t, -t, ...).
+void write(core& cache, index_t count, const la::position_data& encoding) {
+  std::vector<float> k, v;
+  for (index_t t = cache.num_tokens(); t < cache.num_tokens() + count; ++t) {
+    k.insert(k.end(), dim, static_cast<float>(t));
+    v.insert(v.end(), v_dim, -static_cast<float>(t));
+  }
+  cache.write(kernels, encoding, la::detail::erase(la::token_major(k.data(), count, 1, dim)),
+              la::detail::erase(la::token_major(v.data(), count, 1, v_dim)));
+}
+void append(core& cache, index_t count, const la::position_data& encoding = la::none().data()) {
+  write(cache, count, encoding);
+  cache.commit(count);
+}
+
+float key(const core& cache, key_kind kind, index_t token) {
+  float row[dim];
+  cache.rows().keys[static_cast<int>(kind)].read(kernels, 0, token, row);
+  return row[0];
+}
+float value(const core& cache, index_t token) {
+  float row[v_dim];
+  cache.rows().window_values.read(kernels, 0, token, row);
+  return row[0];
+}
+
+}  // namespace
+
+TEST(RowRing, KeepsTheNewestRowsOfEachHead) {
+  la::detail::row_ring<float> ring(la::detail::functions_of<la::int8>(), 2, 4, 3);
+  for (index_t token = 0; token < 11; ++token) {
+    for (index_t head = 0; head < 2; ++head) {
+      const float number = static_cast<float>(100 * head + token + 1);
+      const float row[] = {number, -number, 0};
+      ring.write(head, token, row);
+    }
+  }
+  for (index_t token = 7; token < 11; ++token) {
+    for (index_t head = 0; head < 2; ++head) {
+      float row[3];
+      ring.store().read(kernels, head, token, row);
+      EXPECT_FLOAT_EQ(row[0], static_cast<float>(100 * head + token + 1));
+      EXPECT_FLOAT_EQ(row[1], -row[0]);
+      EXPECT_EQ(row[2], 0);
+    }
+  }
+  EXPECT_EQ(ring.bytes(), 2 * 4 * (16 + 4));  // rows of 16 bytes, and their scales
+}
+
+// The table of the design: what is kept depends on what queries can ask for.
+TEST(CacheCore, KeepsWhatQueriesCanAskFor) {
+  const core plain = made(la::lambda_shape{3, 20, 6}, false);
+  EXPECT_EQ(rows_held(plain, key_kind::window_near), 19 + max_append);
+  EXPECT_EQ(plain.rows().keys[0].data, plain.rows().keys[1].data);  // one copy of the sinks
+  EXPECT_EQ(plain.rows().keys[2].data, plain.rows().keys[3].data);  // one ring
+
+  const core rotated = made(la::lm_infinite(3, 20), true);
+  EXPECT_EQ(rows_held(rotated, key_kind::window_near), 19 + max_append);
+  EXPECT_NE(rotated.rows().keys[0].data, rotated.rows().keys[1].data);  // sinks rotated, and as R(0)k
+  EXPECT_EQ(rotated.rows().keys[2].data, rotated.rows().keys[3].data);
+
+  const core clamped = made(la::lambda_shape{3, 20, 6}, true);
+  EXPECT_EQ(rows_held(clamped, key_kind::window_near), 6 + max_append);  // distances 0 ... 6
+  EXPECT_EQ(rows_held(clamped, key_kind::window_far), 19 + max_append);
+  EXPECT_NE(clamped.rows().keys[2].data, clamped.rows().keys[3].data);
+
+  const core slots = made(la::streaming_llm(3, 20), true);
+  EXPECT_EQ(slots.rows().keys[0].data, slots.rows().keys[1].data);  // far sinks are rotated ones
+  EXPECT_EQ(rows_held(slots, key_kind::sinks_near), 3);
+}
+
+TEST(CacheCore, HoldsAWindowForEachOfTheNewestQueries) {
+  core cache = made(la::sliding_window(7), false);
+  append(cache, 3);
+  append(cache, 5);
+  append(cache, 5);
+  append(cache, 1);
+  EXPECT_EQ(cache.num_tokens(), 14);
+  // Queries 9 ... 13 see the keys from 3 on.
+  for (index_t t = 3; t < 14; ++t) {
+    EXPECT_EQ(key(cache, key_kind::window_near, t), t);
+    EXPECT_EQ(value(cache, t), -t);
+  }
+  EXPECT_EQ(cache.newest_held(), max_append);
+}
+
+TEST(CacheCore, SinksStayWhereTheyAre) {
+  core cache = made(la::lm_infinite(3, 7), false);
+  for (int i = 0; i < 20; ++i) append(cache, 5);
+  for (index_t t = 0; t < 3; ++t) EXPECT_EQ(key(cache, key_kind::sinks_near, t), t);
+  for (index_t t = 89; t < 100; ++t) EXPECT_EQ(key(cache, key_kind::window_near, t), t);
+}
+
+TEST(CacheCore, TakesInMoreThanItHolds) {
+  core cache = made(la::lm_infinite(3, 7), false);
+  append(cache, 1000);
+  for (index_t t = 0; t < 3; ++t) EXPECT_EQ(key(cache, key_kind::sinks_near, t), t);
+  for (index_t t = 989; t < 1000; ++t) {
+    EXPECT_EQ(key(cache, key_kind::window_near, t), t);
+    EXPECT_EQ(value(cache, t), -t);
+  }
+}
+
+// A quarter turn a position, in both halves of the row alike: (t, t) becomes (t, t), (-t, t), (-t, -t), (t, -t).
+TEST(CacheCore, RotatesKeysOnceWhenTheyArrive) {
+  const double quarter_turns[] = {1.5707963267948966, 1.5707963267948966, 1.5707963267948966, 1.5707963267948966};
+  const la::rope position(dim, quarter_turns, 4);
+  core cache = made(la::lambda_shape{2, 7, 3}, true);
+  for (int i = 0; i < 7; ++i) append(cache, 2, position.data());
+  const float signs[] = {1, -1, -1, 1};
+  for (index_t t = 0; t < 2; ++t) {
+    EXPECT_NEAR(key(cache, key_kind::sinks_near, t), signs[t % 4] * static_cast<float>(t), 1e-5);
+    EXPECT_NEAR(key(cache, key_kind::sinks_far, t), static_cast<float>(t), 1e-5);
+  }
+  for (index_t t = 7; t < 14; ++t) {
+    EXPECT_NEAR(key(cache, key_kind::window_near, t), signs[t % 4] * static_cast<float>(t), 1e-5);
+    EXPECT_NEAR(key(cache, key_kind::window_far, t), static_cast<float>(t), 1e-5);
+  }
+}
+
+// Rows that are written but not counted in have taken the place of the oldest ones.
+TEST(CacheCore, KnowsWhatAFailedStepHasOverwritten) {
+  core cache = made(la::sliding_window(7), false);
+  append(cache, 20);
+  write(cache, 3, la::none().data());
+  EXPECT_EQ(cache.num_tokens(), 20);
+  EXPECT_EQ(cache.newest_held(), max_append - 3);
+  for (index_t t = 20 - 2 - 6; t < 20; ++t) EXPECT_EQ(key(cache, key_kind::window_near, t), t);
+  write(cache, 1, la::none().data());
+  EXPECT_EQ(cache.newest_held(), max_append - 3);
+  append(cache, 2);
+  EXPECT_EQ(cache.newest_held(), max_append - 1);
+  append(cache, 1);
+  EXPECT_EQ(cache.newest_held(), max_append);
+  write(cache, 4, la::none().data());
+  cache.clear();
+  EXPECT_EQ(cache.num_tokens(), 0);
+  EXPECT_EQ(cache.newest_held(), max_append);
+}
+
+TEST(CacheCore, CountsItsBytes) {
+  EXPECT_EQ(made(la::sliding_window(8), false).bytes() - made(la::sliding_window(7), false).bytes(), (16 + 16) * 4);
+  EXPECT_GT(made(la::sliding_window(0), false).bytes(), static_cast<index_t>(sizeof(core)));
+}

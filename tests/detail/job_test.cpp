@@ -1,0 +1,93 @@
+#include <lambda_attention/detail/job.hpp>
+
+#include <gtest/gtest.h>
+
+namespace la = lambda_attention;
+using la::index_t;
+using la::detail::attention_job;
+using la::detail::bias_distance_of;
+using la::detail::key_kind;
+using la::detail::plan_shape;
+
+namespace {
+
+attention_job<float> job(const la::lambda_shape& shape, index_t tokens, index_t heads = 8, index_t kv_heads = 2) {
+  attention_job<float> j = {};
+  j.plan = {shape, true};
+  j.q.tokens = tokens;
+  j.q.heads = heads;
+  j.num_kv_heads = kv_heads;
+  return j;
+}
+
+}  // namespace
+
+TEST(AttentionJob, IsCutIntoTasksThatCoverItsQueries) {
+  for (const index_t tokens : {0, 1, 255, 256, 257, 5000, 100000}) {
+    for (const index_t window : {index_t{0}, index_t{100}, index_t{1024}, la::unlimited}) {
+      const attention_job<float> j = job(la::sliding_window(window), tokens);
+      const index_t step = j.queries_per_task();
+      EXPECT_GE(j.tasks_per_head() * step, tokens);
+      EXPECT_LT((j.tasks_per_head() - 1) * step, tokens == 0 ? 1 : tokens);
+      EXPECT_EQ(j.num_tasks(), 2 * j.tasks_per_head());
+    }
+  }
+}
+
+// A task copies the keys that it sees: at least a window of queries for a window of keys, but no task without end.
+TEST(AttentionJob, TasksAreAsLongAsTheWindow) {
+  EXPECT_EQ(job(la::sliding_window(1024), 1).queries_per_task(), 1024);
+  EXPECT_EQ(job(la::lm_infinite(1500, 1024), 1).queries_per_task(), 1500);
+  EXPECT_EQ(job(la::sliding_window(4), 1).queries_per_task(), 256);
+  EXPECT_EQ(job(la::full_causal(), 1).queries_per_task(), 2048);
+}
+
+TEST(AttentionJob, GroupsQueryHeads) {
+  EXPECT_EQ(job(la::full_causal(), 1, 8, 2).group(), 4);
+  EXPECT_EQ(job(la::full_causal(), 1, 5, 5).group(), 1);
+}
+
+TEST(AttentionJob, FewTokensOfAStreamAreReadByPosition) {
+  attention_job<float> j = job(la::full_causal(), 4);
+  EXPECT_FALSE(j.by_position());
+  j.rows.as_stored_by_a_cache = true;
+  EXPECT_TRUE(j.by_position());
+  j.q.tokens = 5;
+  EXPECT_FALSE(j.by_position());
+}
+
+TEST(BiasDistance, OfNearKeysIsTheTrueOne) {
+  const plan_shape plan = {la::lm_infinite(4, 10), true};
+  for (const key_kind kind : {key_kind::sinks_near, key_kind::window_near}) {
+    const auto d = bias_distance_of(plan, kind, 100, 93);
+    EXPECT_EQ(d.distance, 7);
+    EXPECT_EQ(d.lane_step, 1);
+    EXPECT_EQ(d.key_step, 1);
+  }
+}
+
+TEST(BiasDistance, OfFarKeysIsTheLimitForAllOfThem) {
+  const plan_shape plan = {la::lm_infinite(4, 10), true};
+  for (const key_kind kind : {key_kind::sinks_far, key_kind::window_far}) {
+    const auto d = bias_distance_of(plan, kind, 100, 3);
+    EXPECT_EQ(d.distance, 10);
+    EXPECT_EQ(d.lane_step, 0);
+    EXPECT_EQ(d.key_step, 0);
+  }
+}
+
+TEST(BiasDistance, OfFarSinksAtSlotsIsTheSameForAllQueries) {
+  const plan_shape plan = {la::streaming_llm(4, 10), true};
+  const auto d = bias_distance_of(plan, key_kind::sinks_far, 100, 3);
+  EXPECT_EQ(d.distance, 13 - 3);
+  EXPECT_EQ(d.lane_step, 0);
+  EXPECT_EQ(d.key_step, 1);
+}
+
+// The far query meets keys turned to zero, or sinks turned to their own position.
+TEST(FarQueryPosition, IsTheLimitOrTheLastSlot) {
+  attention_job<float> clamped = job(la::lm_infinite(4, 10), 1), slots = job(la::streaming_llm(4, 10), 1);
+  clamped.first_position = slots.first_position = 1000;
+  EXPECT_EQ(far_query_position(clamped), 10u);
+  EXPECT_EQ(far_query_position(slots), 1013u);
+}

@@ -1,0 +1,184 @@
+#include <lambda_attention/detail/row_store.hpp>
+#include <lambda_attention/position/none.hpp>
+#include <lambda_attention/position/rope.hpp>
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace la = lambda_attention;
+using la::index_t;
+using la::row_format;
+using la::detail::row_store;
+using la::detail::row_treatment;
+using la::detail::row_turner;
+using la::detail::row_window;
+
+namespace {
+
+// Numbers that every format holds exactly.
+template <class T>
+std::vector<T> counting(index_t count) {
+  std::vector<T> numbers;
+  for (index_t i = 0; i < count; ++i) numbers.push_back(static_cast<T>(static_cast<float>(i % 100)));
+  return numbers;
+}
+
+template <class Real>
+const auto& kernels = la::detail::kernels_for<Real>(la::isa_level::automatic);
+
+// Row 3 of head 1 of [5, 2, 21] numbers of type T, read as Real.
+template <class Real, class T>
+std::vector<Real> read() {
+  const std::vector<T> numbers = counting<T>(5 * 2 * 21);
+  const row_store<Real> store =
+      la::detail::store_of<Real>(la::detail::erase(la::token_major(numbers.data(), 5, 2, 21)));
+  std::vector<Real> row(21);
+  store.read(kernels<Real>, 1, 3, row.data());
+  return row;
+}
+
+struct number {
+  std::int16_t bits;
+  number() = default;
+  explicit number(float x) : bits(static_cast<std::int16_t>(x)) {}
+};
+
+}  // namespace
+
+template <>
+struct lambda_attention::element_traits<number> {
+  static constexpr auto kind = element_kind::custom;
+  static float to_float(number n) { return n.bits; }
+  static number from_float(float x) { return number(x); }
+};
+
+TEST(RowStore, ReadsEveryElementType) {
+  std::vector<float> narrow;
+  std::vector<double> wide;
+  for (index_t d = 0; d < 21; ++d) {
+    narrow.push_back(static_cast<float>((3 * 42 + 21 + d) % 100));
+    wide.push_back(static_cast<double>((3 * 42 + 21 + d) % 100));
+  }
+  EXPECT_EQ((read<float, float>()), narrow);
+  EXPECT_EQ((read<float, double>()), narrow);
+  EXPECT_EQ((read<float, la::half>()), narrow);
+  EXPECT_EQ((read<float, la::bfloat16>()), narrow);
+  EXPECT_EQ((read<float, number>()), narrow);
+  EXPECT_EQ((read<double, float>()), wide);
+  EXPECT_EQ((read<double, double>()), wide);
+  EXPECT_EQ((read<double, la::half>()), wide);
+  EXPECT_EQ((read<double, la::bfloat16>()), wide);
+  EXPECT_EQ((read<double, number>()), wide);
+}
+
+// [heads][capacity] rows; key j in slot j % capacity, with its scale.
+TEST(RowStore, OfARingFindsTheSlotOfAKey) {
+  std::vector<std::int8_t> bytes(2 * 4 * 16);
+  std::vector<float> scales(2 * 4);
+  row_store<float> store;
+  store.format = row_format::int8;
+  store.data = reinterpret_cast<const unsigned char*>(bytes.data());
+  store.scales = scales.data();
+  store.row_bytes = 16;
+  store.head_bytes = 64;
+  store.capacity = 4;
+  store.dim = 3;
+  bytes[64 + 2 * 16 + 1] = -5;
+  scales[4 + 2] = 0.5f;
+  for (const index_t key : {2, 6, 4002}) {
+    EXPECT_EQ(store.row(1, key), store.data + 64 + 32);
+    EXPECT_EQ(store.scale(1, key), 0.5f);
+    std::vector<float> row(3);
+    store.read(kernels<float>, 1, key, row.data());
+    EXPECT_EQ(row, (std::vector<float>{0, -2.5f, 0}));
+  }
+  store.scales = nullptr;
+  EXPECT_EQ(store.scale(1, 2), 1);
+}
+
+TEST(RowWindow, RunsEndWhereTheRingDoes) {
+  float memory[8 * 4];
+  const row_window<float> ring = {memory, 4, 0, 8};
+  EXPECT_EQ(ring.row(3), memory + 12);
+  EXPECT_EQ(ring.row(11), memory + 12);
+  EXPECT_EQ(ring.run_length(11), 5);
+  EXPECT_EQ(ring.run_length(8), 8);
+  const row_window<float> copy = {memory, 4, 100, 8};
+  EXPECT_EQ(copy.row(103), memory + 12);
+  EXPECT_EQ(copy.run_length(103), 5);
+}
+
+TEST(RowStore, DenseRowsOfTheKernelsTypeAreReadInPlace) {
+  const auto in_place = [](row_format format, index_t row_bytes, row_treatment treatment = row_treatment::as_stored) {
+    row_store<float> store;
+    store.format = format;
+    store.dim = 20;
+    store.row_bytes = row_bytes;
+    return readable_in_place(store, treatment);
+  };
+  EXPECT_TRUE(in_place(row_format::f32, 80));
+  EXPECT_TRUE(in_place(row_format::f32, 128));   // a row of a cache, padded
+  EXPECT_FALSE(in_place(row_format::f32, 160));  // two heads a token
+  EXPECT_FALSE(in_place(row_format::f32, 80, row_treatment::turn_to_zero));
+  EXPECT_FALSE(in_place(row_format::f32, 80, row_treatment::turn_to_own_position));
+  EXPECT_FALSE(in_place(row_format::f64, 80));
+  EXPECT_FALSE(in_place(row_format::f16, 40));
+}
+
+TEST(WindowOf, RowsThatAKernelCanReadStayWhereTheyAre) {
+  const std::vector<float> numbers = counting<float>(9 * 2 * 20);
+  const auto store = la::detail::store_of<float>(la::detail::erase(la::head_major(numbers.data(), 9, 2, 20)));
+  row_turner<float> turner;
+  const row_window<float> window = la::detail::window_of<float>(kernels<float>, store, row_treatment::as_stored, 1,
+                                                                {3, 7}, 0, turner, nullptr, nullptr);
+  for (index_t key = 3; key < 7; ++key) EXPECT_EQ(window.row(key), numbers.data() + (9 + key) * 20);
+}
+
+// Turned, or from another type or place: copied, one after the other, padded with zeros.
+TEST(WindowOf, OtherRowsAreCopied) {
+  constexpr index_t dim = 20, padded = 32, heads = 2;
+  const la::rope position(dim);
+  const std::vector<la::half> numbers = counting<la::half>(9 * heads * dim);
+  const auto store = la::detail::store_of<float>(la::detail::erase(la::token_major(numbers.data(), 9, heads, dim)));
+  for (const row_treatment treatment :
+       {row_treatment::as_stored, row_treatment::turn_to_own_position, row_treatment::turn_to_zero}) {
+    alignas(64) float angle_memory[row_turner<float>::angle_count], row[la::max_head_dim];
+    row_turner<float> turner(kernels<float>, position.data(), dim, angle_memory);
+    std::vector<float> scratch(4 * padded, -1.0f);
+    const row_window<float> window =
+        la::detail::window_of<float>(kernels<float>, store, treatment, 1, {3, 7}, 1000, turner, scratch.data(), row);
+    for (index_t key = 3; key < 7; ++key) {
+      ASSERT_EQ(window.row(key), scratch.data() + (key - 3) * padded);
+      std::vector<float> right(dim), stored(dim);
+      store.read(kernels<float>, 1, key, stored.data());
+      turner.move_to(treatment == row_treatment::turn_to_own_position ? static_cast<std::uint64_t>(1000 + key) : 0);
+      turner.turn(stored.data(), right.data());
+      if (treatment == row_treatment::as_stored) right = stored;
+      right.resize(padded);
+      EXPECT_EQ(std::vector<float>(window.row(key), window.row(key) + padded), right) << "key " << key;
+    }
+  }
+}
+
+// A ring that has wrapped, decoded: the copy is in the order of keys.
+TEST(WindowOf, UnrollsARing) {
+  std::vector<la::bfloat16> numbers = counting<la::bfloat16>(4 * 16);  // slot s holds 16 s, 16 s + 1, ...
+  row_store<float> store;
+  store.format = row_format::bf16;
+  store.data = reinterpret_cast<const unsigned char*>(numbers.data());
+  store.row_bytes = 32;
+  store.head_bytes = 128;
+  store.capacity = 4;
+  store.dim = 16;
+  row_turner<float> turner;
+  std::vector<float> scratch(3 * 16);
+  float row[la::max_head_dim];
+  const row_window<float> window = la::detail::window_of<float>(kernels<float>, store, row_treatment::as_stored, 0,
+                                                                {10, 13}, 0, turner, scratch.data(), row);
+  EXPECT_EQ(window.row(10)[0], 32);
+  EXPECT_EQ(window.row(11)[0], 48);
+  EXPECT_EQ(window.row(12)[0], 0);
+  EXPECT_EQ(window.run_length(10), 3);
+}
