@@ -9,7 +9,8 @@
 #include "demo/settings.hpp"
 
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // false alarms of g++ 12 inside its AVX-512 intrinsics
+#pragma GCC diagnostic ignored "-Wuninitialized"  // false alarms of g++ 12 inside its own AVX-512 intrinsics
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 #include <Eigen/Core>
 

@@ -148,6 +148,19 @@ TYPED_TEST(KvCacheOf, AppendTakesInAnyNumberOfTokens) {
   }
 }
 
+TYPED_TEST(KvCacheOf, FirstPositionMovesTheWholeStream) {
+  for (const la::lambda_shape& shape : shapes) {
+    auto at_zero = cache_of<TypeParam>(shape);
+    la::kv_cache<TypeParam, la::rope> later(shape, la::rope(dim), kv_heads, dim, v_dim,
+                                            options(max_append, (index_t{1} << 53) + 1));
+    sequence<float> s(60, heads, kv_heads, dim, v_dim), t = s;
+    const std::vector<float> right = feed(s, at_zero, 0, 60, 7), moved = feed(t, later, 0, 60, 7);
+    // Rows are rounded at other angles: as far apart as the storage's rounding allows.
+    for (std::size_t i = 0; i < right.size(); ++i) ASSERT_NEAR(moved[i], right[i], 0.05) << i;
+    EXPECT_FALSE(same_bits(right, moved));
+  }
+}
+
 TEST(KvCache, AppendOfNothingDoesNothing) {
   auto cache = cache_of<la::f32>(la::lm_infinite(3, 11));
   la::append(la::token_major<const float>(nullptr, 0, kv_heads, dim),
