@@ -58,6 +58,9 @@ struct attention_job {
   // Queries at so few positions are better read off the rows one position at a time than in tiles that stay empty.
   bool by_position() const { return rows.as_stored_by_a_cache && q.tokens <= most_by_position; }
   static constexpr index_t most_by_position = 4;
+
+  // Whether the kernels then read the rows as they are stored, with nothing copied.
+  bool as_stored() const { return by_position() && rows.window_values.format != row_format::custom; }
 };
 
 // The distance at which the bias of position 0 of a tile and key `key` is taken, and how it changes along lanes and keys.

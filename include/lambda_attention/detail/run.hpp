@@ -21,8 +21,8 @@ void run_task(const kernel_table<Real>& kernels, const attention_job<Real>& job,
   const index_t kv_head = task / job.tasks_per_head();
   const index_t first = job.first_query + task % job.tasks_per_head() * job.queries_per_task();
   const index_t last = min(first + job.queries_per_task(), job.num_tokens());
-  const bool decode_rows = !job.by_position() || job.rows.window_values.format == row_format::custom;
-  const task_rows<Real> rows = decode_rows ? rows_for(kernels, job, kv_head, first, last, scratch) : task_rows<Real>{};
+  const task_rows<Real> rows =
+      job.as_stored() ? task_rows<Real>{} : rows_for(kernels, job, kv_head, first, last, scratch);
   for (index_t done = 0; done < job.group();) {
     const index_t head = kv_head * job.group() + done;
     const index_t heads_left = job.group() - done;

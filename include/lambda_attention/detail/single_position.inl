@@ -124,7 +124,7 @@ LAMBDA_ATTENTION_INLINE void add_value_columns(const Real* weights, index_t weig
   LAMBDA_ATTENTION_UNROLL
   for (int h = 0; h < Heads; ++h) {
     LAMBDA_ATTENTION_UNROLL
-    for (int c = 0; c < Columns; ++c) acc[h][c] = load(output + h * padded_dim + d + c * lanes);
+    for (int c = 0; c < Columns; ++c) acc[h][c] = vector_of<Real>{};
   }
   const unsigned char* value = rows.values + first * rows.value_row_bytes + d * element_bytes<Format>;
   for (index_t k = first; k < last; ++k, value += rows.value_row_bytes) {
@@ -142,11 +142,15 @@ LAMBDA_ATTENTION_INLINE void add_value_columns(const Real* weights, index_t weig
   LAMBDA_ATTENTION_UNROLL
   for (int h = 0; h < Heads; ++h) {
     LAMBDA_ATTENTION_UNROLL
-    for (int c = 0; c < Columns; ++c) store(output + h * padded_dim + d + c * lanes, acc[h][c]);
+    for (int c = 0; c < Columns; ++c) {
+      Real* const sum = output + h * padded_dim + d + c * lanes;
+      store(sum, load(sum) + acc[h][c]);
+    }
   }
 }
 
-// Values in runs of 64 tokens, so that what a pass over a few columns has fetched is there for the next pass.
+// Values in runs of 64 tokens, so that what a pass over a few columns has fetched is there for the next pass, and so that
+// rounding hardly grows with the number of keys.
 template <row_format Format, int Heads, class Real>
 void add_values_of(const Real* weights, index_t weight_stride, index_t padded_dim, const stored_rows& rows,
                    Real* output) {

@@ -52,10 +52,26 @@ task_rows<Real> rows_for(const kernel_table<Real>& kernels, const attention_job<
   return result;
 }
 
+// Enlarges `sizes` to what the copies of one task's rows take.
+template <class Real>
+void add_row_sizes(const attention_job<Real>& job, index_t first, index_t last, scratch_sizes& sizes) {
+  const key_value_rows<Real>& rows = job.rows;
+  const index_t padded_dim = round_up(job.head_dim(), row_multiple);
+  const index_t padded_v_dim = round_up(job.v_head_dim(), row_multiple);
+  for (int k = 0; k < num_key_kinds; ++k) {
+    if (readable_in_place(rows.keys[k], rows.treatment[k])) continue;
+    const index_t seen = job.plan.band(static_cast<key_kind>(k), first, last).keys.size();
+    sizes.key_elements[k] = max(sizes.key_elements[k], seen * padded_dim);
+  }
+  if (!readable_in_place(rows.sink_values, row_treatment::as_stored))
+    sizes.sink_value_elements = max(sizes.sink_value_elements, sinks_seen(job, last).size() * padded_v_dim);
+  if (!readable_in_place(rows.window_values, row_treatment::as_stored))
+    sizes.window_value_elements = max(sizes.window_value_elements, window_seen(job, first, last).size() * padded_v_dim);
+}
+
 // Enlarges `sizes` to what `job` takes.
 template <class Real>
 void add_sizes(const kernel_table<Real>& kernels, const attention_job<Real>& job, scratch_sizes& sizes) {
-  const key_value_rows<Real>& rows = job.rows;
   sizes.head_dim = max(sizes.head_dim, round_up(job.head_dim(), row_multiple));
   sizes.v_head_dim = max(sizes.v_head_dim, round_up(job.v_head_dim(), row_multiple));
   sizes.width = max(kernels.lanes * kernels.tile_vectors, max_tile_vectors);
@@ -63,20 +79,10 @@ void add_sizes(const kernel_table<Real>& kernels, const attention_job<Real>& job
   const index_t step = job.queries_per_task();
   for (index_t first = job.first_query; first < job.num_tokens(); first += step) {
     const index_t last = min(first + step, job.num_tokens());
-    for (int k = 0; k < num_key_kinds; ++k) {
-      if (readable_in_place(rows.keys[k], rows.treatment[k])) continue;
-      const index_t seen = job.plan.band(static_cast<key_kind>(k), first, last).keys.size();
-      sizes.key_elements[k] = max(sizes.key_elements[k], seen * round_up(job.head_dim(), row_multiple));
-    }
-    const index_t padded = round_up(job.v_head_dim(), row_multiple);
-    if (!readable_in_place(rows.sink_values, row_treatment::as_stored))
-      sizes.sink_value_elements = max(sizes.sink_value_elements, sinks_seen(job, last).size() * padded);
-    if (!readable_in_place(rows.window_values, row_treatment::as_stored))
-      sizes.window_value_elements = max(sizes.window_value_elements, window_seen(job, first, last).size() * padded);
-    if (job.by_position()) {
-      const index_t keys = sinks_seen(job, last).size() + window_seen(job, first, last).size();
-      sizes.scores = max(sizes.scores, max_tile_vectors * round_up(keys + row_multiple, row_multiple));
-    }
+    if (!job.as_stored()) add_row_sizes(job, first, last, sizes);
+    if (!job.by_position()) continue;
+    const index_t keys = sinks_seen(job, last).size() + window_seen(job, first, last).size();
+    sizes.scores = max(sizes.scores, max_tile_vectors * round_up(keys + row_multiple, row_multiple));
   }
 }
 
