@@ -22,9 +22,7 @@ struct dense {
   dense(lambda_attention::index_t tokens_, lambda_attention::index_t heads_, lambda_attention::index_t dim_)
       : tokens(tokens_), heads(heads_), dim(dim_), elements(static_cast<std::size_t>(tokens_ * heads_ * dim_)) {}
 
-  lambda_attention::tensor_view<T> view() {
-    return lambda_attention::token_major(elements.data(), tokens, heads, dim);
-  }
+  lambda_attention::tensor_view<T> view() { return lambda_attention::token_major(elements.data(), tokens, heads, dim); }
   lambda_attention::tensor_view<const T> view() const {
     return lambda_attention::token_major(elements.data(), tokens, heads, dim);
   }

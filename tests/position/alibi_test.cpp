@@ -33,9 +33,7 @@ TEST(Alibi, SlopesOf8Heads) {
   EXPECT_EQ(position.slope(7), 0.00390625);
 }
 
-TEST(Alibi, SlopesOf16Heads) {
-  expect_exponents({0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 7.5, 8});
-}
+TEST(Alibi, SlopesOf16Heads) { expect_exponents({0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 7.5, 8}); }
 
 // Those of 8 heads, then every second one of 16 heads.
 TEST(Alibi, SlopesOf12Heads) { expect_exponents({1, 2, 3, 4, 5, 6, 7, 8, 0.5, 1.5, 2.5, 3.5}); }

@@ -104,7 +104,8 @@ TEST(Rope, PhasesAreAngles) {
         const long double angle = static_cast<long double>(position) * c.frequencies[p];
         const long double phase = static_cast<long double>(position * rotation.turns[p]) * 0x1p-64L * full_turn;
         // The turn of one position is rounded to 2^-64, the angle of the test to long double.
-        EXPECT_LE(std::abs(std::polar(1.0L, phase) - std::polar(1.0L, angle)), 1e-17L * static_cast<long double>(position))
+        EXPECT_LE(std::abs(std::polar(1.0L, phase) - std::polar(1.0L, angle)),
+                  1e-17L * static_cast<long double>(position))
             << "pair " << p << " at " << position;
       }
     }
@@ -177,9 +178,8 @@ TEST(Rope, ScoreIsTheInnerProductOfRotatedRows) {
     const std::vector<long double> k(rows.elements.begin() + dim, rows.elements.end());
     for (const index_t distance : {0, 1, 5, 1000}) {
       for (const index_t key_position : {0, 77}) {
-        const long double right =
-            inner_product(rotated(q, c.frequencies, c.layout, c.factor, key_position + distance),
-                          rotated(k, c.frequencies, c.layout, c.factor, key_position));
+        const long double right = inner_product(rotated(q, c.frequencies, c.layout, c.factor, key_position + distance),
+                                                rotated(k, c.frequencies, c.layout, c.factor, key_position));
         EXPECT_NEAR(static_cast<double>(c.encoding.score(q.data(), k.data(), dim, distance)),
                     static_cast<double>(right), 1e-13);
       }
@@ -202,9 +202,8 @@ TEST(Rope, KernelsRotate) {
       const std::vector<long double> k(s.k.elements.begin(), s.k.elements.begin() + dim);
       for (index_t i = 0; i < n; ++i) {
         const std::vector<long double> q(s.q.elements.begin() + i * dim, s.q.elements.begin() + (i + 1) * dim);
-        const long double right =
-            inner_product(rotated(q, c.frequencies, c.layout, c.factor, std::min(i, limit)),
-                          rotated(k, c.frequencies, c.layout, c.factor, 0));
+        const long double right = inner_product(rotated(q, c.frequencies, c.layout, c.factor, std::min(i, limit)),
+                                                rotated(k, c.frequencies, c.layout, c.factor, 0));
         EXPECT_NEAR(lse[static_cast<std::size_t>(i)], static_cast<double>(right), 3e-6) << "distance " << i;
       }
     }
@@ -242,7 +241,8 @@ TEST(Rope, Refusals) {
 TEST(Rope, RefusalsOfExplicitFrequencies) {
   std::vector<double> frequencies(300, 0.5);
   const auto made = [&](index_t head_dim, index_t num_pairs, index_t rotary_dim = 0) {
-    return refusal([&] { rope(head_dim, frequencies.data(), num_pairs, options(pair_layout::half_split, rotary_dim)); });
+    return refusal(
+        [&] { rope(head_dim, frequencies.data(), num_pairs, options(pair_layout::half_split, rotary_dim)); });
   };
   const std::string pairs =
       "rope: expected 1 <= num_pairs <= head_dim / 2, and rotary_dim 0 or 2 * num_pairs, got num_pairs = ";

@@ -32,8 +32,8 @@ std::vector<index_t> first_distances(index_t num_buckets, index_t max_distance) 
     const auto below = [&] {
       const long double left = std::pow(static_cast<long double>(d) / static_cast<long double>(exact),
                                         static_cast<int>(num_buckets - exact));
-      const long double right = std::pow(static_cast<long double>(max_distance) / static_cast<long double>(exact),
-                                         static_cast<int>(b));
+      const long double right =
+          std::pow(static_cast<long double>(max_distance) / static_cast<long double>(exact), static_cast<int>(b));
       return left < right * (1 - 1e-12L);  // equal up to rounding is equal
     };
     while (below()) ++d;

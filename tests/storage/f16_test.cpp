@@ -31,8 +31,7 @@ TEST(F16, RelativeErrorIsAtMostTwoToTheMinus11) {
 }
 
 TEST(F16, BelowItsNormalNumbersErrorsAreAbsolute) {
-  for (float x = 0x1p-15f; x > 0x1p-30f; x *= 0.7f)
-    EXPECT_LE(std::fabs(stored<la::f16>({x})[0] - x), 0x1p-25f) << x;
+  for (float x = 0x1p-15f; x > 0x1p-30f; x *= 0.7f) EXPECT_LE(std::fabs(stored<la::f16>({x})[0] - x), 0x1p-25f) << x;
 }
 
 TEST(F16, AttentionReadsStoredRows) { expect_attention_to_stored_rows<la::f16>(); }

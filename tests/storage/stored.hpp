@@ -18,7 +18,8 @@ template <class Storage>
 std::vector<typename Storage::compute_type> stored(const std::vector<typename Storage::compute_type>& row) {
   using lambda_attention::index_t;
   const index_t dim = static_cast<index_t>(row.size());
-  std::vector<std::max_align_t> memory(static_cast<std::size_t>(Storage::row_bytes(dim)) / sizeof(std::max_align_t) + 1);
+  std::vector<std::max_align_t> memory(static_cast<std::size_t>(Storage::row_bytes(dim)) / sizeof(std::max_align_t) +
+                                       1);
   const float scale = Storage::encode(row.data(), dim, memory.data());
   std::vector<typename Storage::compute_type> result(row.size());
   Storage::decode(memory.data(), scale, dim, result.data());
