@@ -115,7 +115,7 @@ TYPED_TEST(KvCacheOf, AppendThenAttendIsAttend) {
   }
 }
 
-// Layers that share keys: several layers' queries, one layer's cache. Fewer queries than the newest step took in will do.
+// Layers that share keys: several layers' queries, one layer's cache. Fewer queries than the newest step took in do.
 TYPED_TEST(KvCacheOf, AttendingLeavesTheCacheAsItWas) {
   auto cache = cache_of<TypeParam>(la::lm_infinite(3, 11));
   sequence<float> s(30, heads, kv_heads, dim, v_dim), layer(30, heads, kv_heads, dim, v_dim, 7);

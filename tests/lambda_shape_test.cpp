@@ -17,7 +17,7 @@ namespace {
 
 constexpr index_t num_tokens = 24;
 
-// Every relation of sinks, window and limit to each other and to the tokens: zero, one, one off, equal, beyond, unbounded.
+// Every relation of sinks, window and limit to each other and to the tokens: zero, one, one off, equal, beyond, none.
 std::vector<lambda_shape> shapes() {
   std::vector<lambda_shape> all;
   for (const index_t sinks : {index_t{0}, index_t{1}, index_t{3}, index_t{23}, index_t{24}, index_t{30}, unlimited})

@@ -130,8 +130,8 @@ TEST(Reference, SlidingWindow) {
   EXPECT_EQ(r.last_lse, -HUGE_VAL);
 }
 
-// (ln 3)^2 under the cap 2 ln 3: tanh(ln 3 / 2) = 1/2, so the score is ln 3. The bias of key 0 comes after: weights 1/2 and
-// 3, (8/2 + 4 * 3) / (7/2) = 32/7.
+// (ln 3)^2 under the cap 2 ln 3: tanh(ln 3 / 2) = 1/2, so the score is ln 3. The bias of key 0 comes after: weights 1/2
+// and 3, (8/2 + 4 * 3) / (7/2) = 32/7.
 TEST(Reference, SoftCapBeforeTheBias) {
   example e = {2, {0, 1}, {0, ln3 * ln3}, {8, 4}};
   e.options.soft_cap = 2 * ln3;
@@ -149,8 +149,8 @@ TEST(Reference, LearnedSink) {
   EXPECT_NEAR(r.last_lse, std::log(4), 1e-15);
 }
 
-// A quarter turn a position: R(1) (1, 0, 0, 0) has its 1 at element 2 (half_split) or 1 (interleaved). Key 0 then scores
-// ln 3, and key 1, at distance 0, scores 0: weights 3/4 and 1/4, 8 * 3/4 + 4/4 = 7.
+// A quarter turn a position: R(1) (1, 0, 0, 0) has its 1 at element 2 (half_split) or 1 (interleaved). Key 0 then
+// scores ln 3, and key 1, at distance 0, scores 0: weights 3/4 and 1/4, 8 * 3/4 + 4/4 = 7.
 TEST(Reference, Rope) {
   const double quarter_turns[] = {std::acos(0.0), 0.1};
   la::rope_options layout;

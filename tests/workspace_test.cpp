@@ -190,6 +190,18 @@ TYPED_TEST(ScratchBytes, AreEnough) {
   }
 }
 
+// With a long window single tokens, whose scores are kept all at once, take more than tiles do.
+TEST(ScratchBytes, AreEnoughForSingleTokensOfALongWindow) {
+  la::kv_cache<la::f32, la::none> cache(la::sliding_window(3000), {}, kv_heads, dim, v_dim);
+  sequence<float> s(4000, heads, kv_heads, dim, v_dim);
+  la::append(s.k.view(), s.v.view(), cache);
+  la::workspace memory(la::scratch_bytes(cache, heads, 100));
+  la::attention_options options;
+  options.workspace = &memory;
+  for (const index_t count : {1, 4, 5, 100})
+    EXPECT_EQ(allocations_of([&] { feed(s, cache, count, options); }), 0) << count;
+}
+
 TEST(ScratchBytes, AreNotWasteful) {
   const la::kv_cache<la::f32, la::none> cache(la::lm_infinite(4, 1000), {}, kv_heads, 64, 64);
   const index_t decode = la::scratch_bytes(cache, heads, 1);

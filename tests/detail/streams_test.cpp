@@ -220,8 +220,8 @@ TEST(Streams, AFailedStepIsNotCountedIn) {
   }
 }
 
-// A step that failed has overwritten keys that only queries of older tokens see: asking for these again is refused rather
-// than answered wrongly.
+// A step that failed has overwritten keys that only queries of older tokens see: asking for these again is refused
+// rather than answered wrongly.
 TEST(Streams, AfterAFailedStepOlderQueriesAreRefused) {
   stream s(40, 4, 2, la::lm_infinite(3, 11), 8, 1);
   for (int i = 0; i < 3; ++i) s.attend(8);

@@ -1,4 +1,4 @@
-// The geometry of memory: which tensors share bytes, and which rows overlap. Against sets of bytes, written down one by one.
+// The geometry of memory: which tensors share bytes, and which rows overlap. Against lists of all their bytes.
 #include <lambda_attention/detail/tensor.hpp>
 
 #include <gtest/gtest.h>

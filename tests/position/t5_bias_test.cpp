@@ -21,8 +21,8 @@ t5_bias buckets(index_t num_buckets, index_t max_distance) {
   return t5_bias(zeros.data(), num_buckets, 1, max_distance);
 }
 
-// The first distance of bucket exact + b is the first whole d with log(d / exact) / log(max / exact) * (buckets - exact)
-// >= b, that is, with (d / exact)^(buckets - exact) >= (max / exact)^b. Found without a logarithm.
+// The first distance of bucket exact + b is the first whole d with log(d / exact) / log(max / exact) *
+// (buckets - exact) >= b, that is, with (d / exact)^(buckets - exact) >= (max / exact)^b. Found without a logarithm.
 std::vector<index_t> first_distances(index_t num_buckets, index_t max_distance) {
   const index_t exact = num_buckets / 2;
   std::vector<index_t> first;
@@ -55,8 +55,8 @@ void expect_buckets(index_t num_buckets, index_t max_distance, const std::vector
 
 }  // namespace
 
-// num_buckets 32, max_distance 128. Distances below 16 have a bucket each. Bucket 16 + b begins at 16 * 8^(b / 16), rounded
-// up: 16, 18.2, 20.7, 23.6, 26.9, 30.6, 34.9, 39.7, 45.3, 51.5, 58.7, 66.8, 76.1, 86.7, 98.7, 112.4.
+// num_buckets 32, max_distance 128. Distances below 16 have a bucket each. Bucket 16 + b begins at 16 * 8^(b / 16),
+// rounded up: 16, 18.2, 20.7, 23.6, 26.9, 30.6, 34.9, 39.7, 45.3, 51.5, 58.7, 66.8, 76.1, 86.7, 98.7, 112.4.
 TEST(T5Bias, BucketsOfThePublishedModels) {
   expect_buckets(32, 128, {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
                            16, 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113});

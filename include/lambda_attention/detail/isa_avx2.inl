@@ -24,16 +24,16 @@ LAMBDA_ATTENTION_INLINE doubles round_to_whole(doubles x) { return __builtin_ia3
 
 // y * 2^n for a whole n in [-126, 127] ([-1022, 1023]); zero for n below.
 LAMBDA_ATTENTION_INLINE floats scale_by_power(floats y, floats n) {
-  using mask = mask_of<float>;
-  const mask exponent = __builtin_convertvector(n, mask);
-  return (floats)(((mask)y + (exponent << 23)) & ~(n < -125.5f));
+  using bits = bits_of_lanes<float>;
+  const bits exponent = (bits) __builtin_convertvector(n, mask_of<float>) << 23;
+  return (floats)(((bits)y + exponent) & ~(bits)(n < -125.5f));
 }
 LAMBDA_ATTENTION_INLINE doubles scale_by_power(doubles y, doubles n) {
   // AVX2 converts no double to a 64-bit integer: the last bits of n + 2^52 + 2^51 are the integer. n is opaque to the
   // optimiser (it comes from a rounding instruction), so -ffast-math has nothing to reassociate.
-  using mask = mask_of<double>;
-  const mask exponent = (mask)(n + 0x1.8p52);
-  return (doubles)(((mask)y + (exponent << 52)) & ~(n < -1021.5));
+  using bits = bits_of_lanes<double>;
+  const bits exponent = (bits)(n + 0x1.8p52) << 52;
+  return (doubles)(((bits)y + exponent) & ~(bits)(n < -1021.5));
 }
 
 LAMBDA_ATTENTION_INLINE floats load_f16(const unsigned char* source) {

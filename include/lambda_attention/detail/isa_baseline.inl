@@ -28,25 +28,24 @@ LAMBDA_ATTENTION_INLINE bool any(Mask mask) {
 
 // x rounded to a whole number, for |x| <= 2000. It goes through an integer conversion, which -ffast-math cannot see
 // through as it can through the addition of a magic number.
-LAMBDA_ATTENTION_INLINE floats round_to_whole(floats x) {
-  const mask_of<float> shifted = __builtin_convertvector(x + 2048.5f, mask_of<float>);
-  return __builtin_convertvector(shifted - 2048, floats);
+template <class Real, class Vector>
+LAMBDA_ATTENTION_INLINE Vector round_by_conversion(Vector x) {
+  const mask_of<Real> shifted = __builtin_convertvector(x + Real(2048.5), mask_of<Real>);
+  return __builtin_convertvector((mask_of<Real>)((bits_of_lanes<Real>)shifted - 2048), Vector);
 }
-LAMBDA_ATTENTION_INLINE doubles round_to_whole(doubles x) {
-  const mask_of<double> shifted = __builtin_convertvector(x + 2048.5, mask_of<double>);
-  return __builtin_convertvector(shifted - 2048, doubles);
-}
+LAMBDA_ATTENTION_INLINE floats round_to_whole(floats x) { return round_by_conversion<float>(x); }
+LAMBDA_ATTENTION_INLINE doubles round_to_whole(doubles x) { return round_by_conversion<double>(x); }
 
 // y * 2^n for a whole n in [-126, 127] ([-1022, 1023]); zero for n below.
-LAMBDA_ATTENTION_INLINE floats scale_by_power(floats y, floats n) {
-  const mask_of<float> exponent = __builtin_convertvector(n, mask_of<float>);
-  const floats scaled = (floats)((mask_of<float>)y + (exponent << 23));
-  return (floats)((mask_of<float>)scaled & ~(n < -125.5f));
+template <class Real, class Vector>
+LAMBDA_ATTENTION_INLINE Vector add_to_exponent(Vector y, Vector n, int mantissa_bits, Real lowest) {
+  using bits = bits_of_lanes<Real>;
+  const bits exponent = (bits) __builtin_convertvector(n, mask_of<Real>) << mantissa_bits;
+  return (Vector)(((bits)y + exponent) & ~(bits)(n < lowest));
 }
+LAMBDA_ATTENTION_INLINE floats scale_by_power(floats y, floats n) { return add_to_exponent<float>(y, n, 23, -125.5f); }
 LAMBDA_ATTENTION_INLINE doubles scale_by_power(doubles y, doubles n) {
-  const mask_of<double> exponent = __builtin_convertvector(n, mask_of<double>);
-  const doubles scaled = (doubles)((mask_of<double>)y + (exponent << 52));
-  return (doubles)((mask_of<double>)scaled & ~(n < -1021.5));
+  return add_to_exponent<double>(y, n, 52, -1021.5);
 }
 
 LAMBDA_ATTENTION_INLINE floats load_f16(const unsigned char* source) {

@@ -9,11 +9,17 @@
 
 #include <lambda_attention/detail/single_position.inl>
 
+// Not an inline function, so that `extern template` keeps a unit from compiling the kernels: see kernels_elsewhere.hpp.
 template <class Real>
 struct kernels {
-  static constexpr kernel_table<Real> table = {
+  static const kernel_table<Real>& table();
+};
+template <class Real>
+const kernel_table<Real>& kernels<Real>::table() {
+  static constexpr kernel_table<Real> functions = {
       vectors<Real>::lanes, tile_vectors,        begin_tile<Real>, add_keys<Real>,   pack_lane<Real>,
       unpack_lane<Real>,    cos_sin<Real>,       rotate<Real>,     read_row<Real>,   write_row<Real>,
       score_rows<Real>,     adjust_scores<Real>, softmax<Real>,    add_values<Real>,
   };
-};
+  return functions;
+}

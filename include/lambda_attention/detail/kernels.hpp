@@ -36,13 +36,13 @@ struct integer_of;
 template <>
 struct integer_of<float> {
   using type = std::int32_t;
+  using unsigned_type = std::uint32_t;
 };
 template <>
 struct integer_of<double> {
   using type = std::int64_t;
+  using unsigned_type = std::uint64_t;
 };
-template <class Real>
-using integer_as_wide_as = typename integer_of<Real>::type;
 
 // The softmax state of up to four vectors of queries of one KV head. Lanes are queries: vector v holds positions
 // v / heads * lanes ... of query head v % heads. Panels hold a row of all lanes for each dim:
@@ -205,12 +205,12 @@ template <class Real>
 const kernel_table<Real>& kernels_for(isa_level level) {
 #if defined(__x86_64__)
   if (level == isa_level::automatic) level = isa();
-  if (level == isa_level::avx512) return avx512::kernels<Real>::table;
-  if (level == isa_level::avx2) return avx2::kernels<Real>::table;
+  if (level == isa_level::avx512) return avx512::kernels<Real>::table();
+  if (level == isa_level::avx2) return avx2::kernels<Real>::table();
 #else
   static_cast<void>(level);
 #endif
-  return baseline::kernels<Real>::table;
+  return baseline::kernels<Real>::table();
 }
 
 }  // namespace detail

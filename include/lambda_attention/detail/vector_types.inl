@@ -2,9 +2,10 @@
 
 template <class Real>
 struct vectors {
-  using integer = integer_as_wide_as<Real>;
   typedef Real vector __attribute__((vector_size(vector_bytes)));
-  typedef integer mask __attribute__((vector_size(vector_bytes)));
+  typedef typename integer_of<Real>::type mask __attribute__((vector_size(vector_bytes)));
+  // For arithmetic on the bits of numbers, which wraps.
+  typedef typename integer_of<Real>::unsigned_type bits __attribute__((vector_size(vector_bytes)));
   // The same in memory: aligned or not, and readable whatever else was written there.
   typedef Real strict __attribute__((vector_size(vector_bytes), may_alias));
   typedef Real loose __attribute__((vector_size(vector_bytes), aligned(alignof(Real)), may_alias));
@@ -15,3 +16,5 @@ template <class Real>
 using vector_of = typename vectors<Real>::vector;
 template <class Real>
 using mask_of = typename vectors<Real>::mask;
+template <class Real>
+using bits_of_lanes = typename vectors<Real>::bits;
