@@ -71,8 +71,8 @@ TEST(Alibi, TellsTheKernelsItsSlopes) {
   for (index_t h = 0; h < 8; ++h) EXPECT_EQ(data.slopes[h], position.slope(h));
 }
 
-// With queries of zeros the logits are the biases. Query i of head h, whose slope is s, sees the keys 0, i - 1 and i, at
-// distances min(i, 4), 1 and 0.
+// With queries of zeros the logits are the biases. Query i of head h, whose slope is s, sees the keys 0, i - 1 and i,
+// at distances min(i, 4), 1 and 0.
 TEST(Alibi, KernelsAddTheBias) {
   const index_t n = 40, heads = 12;
   sequence<float> s(n, heads, heads, 4, 4);

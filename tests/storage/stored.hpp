@@ -42,8 +42,8 @@ dense<typename Storage::compute_type> stored(const dense<typename Storage::compu
   return result;
 }
 
-/// A stream through a cache, in steps of `step` tokens, attends to exactly the stored rows: compared with the formula on
-/// these.
+/// A stream through a cache, in steps of `step` tokens, attends to exactly the stored rows: compared with the formula
+/// on these.
 template <class Storage>
 void expect_attention_to_stored_rows(lambda_attention::index_t step) {
   namespace la = lambda_attention;
