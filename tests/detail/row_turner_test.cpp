@@ -81,7 +81,7 @@ TYPED_TEST(RowTurner, PhasesWrapAround) {
   const la::rope position(2, &eighth_turn, 1);
   for (const la::isa_level level : levels) {
     if (level > la::isa()) continue;
-    for (const std::uint64_t eighths : {0, 1, 2, 3, 4, 5, 6, 7}) {
+    for (std::uint64_t eighths = 0; eighths < 8; ++eighths) {
       const std::vector<TypeParam> near = turned<TypeParam>(position.data(), 2, eighths, level);
       const std::vector<TypeParam> far = turned<TypeParam>(position.data(), 2, eighths + 800, level);
       const double angle = static_cast<double>(eighths) * eighth_turn;
