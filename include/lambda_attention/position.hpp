@@ -59,7 +59,6 @@ class bias_table {
   bias_table(index_t num_heads, index_t num_distances)
       : num_heads_(num_heads),
         num_distances_(num_distances),
-        row_(num_distances + 2 * margin),
         f32_(checked_size(num_heads, num_distances)),
         f64_(f32_.size()) {}
 
@@ -72,15 +71,15 @@ class bias_table {
     const index_t first = distance == 0 ? -margin : distance;
     const index_t last = distance == num_distances_ - 1 ? num_distances_ + margin : distance + 1;
     for (index_t d = first; d < last; ++d) {
-      f64_[head * row_ + margin + d] = bias * 1.4426950408889634074;
-      f32_[head * row_ + margin + d] = static_cast<float>(bias * 1.4426950408889634074);
+      f64_[head * row_size() + margin + d] = bias * 1.4426950408889634074;
+      f32_[head * row_size() + margin + d] = static_cast<float>(bias * 1.4426950408889634074);
     }
   }
 
   index_t num_heads() const { return num_heads_; }
   index_t num_distances() const { return num_distances_; }
-  const float* row(index_t head, float) const { return f32_.data() + head * row_ + margin; }
-  const double* row(index_t head, double) const { return f64_.data() + head * row_ + margin; }
+  const float* row(index_t head, float) const { return f32_.data() + head * row_size() + margin; }
+  const double* row(index_t head, double) const { return f64_.data() + head * row_size() + margin; }
 
  private:
   static index_t checked_size(index_t num_heads, index_t num_distances) {
@@ -91,10 +90,10 @@ class bias_table {
                      detail::printable(num_heads), detail::printable(num_distances));
     return num_heads * (num_distances + 2 * margin);
   }
+  index_t row_size() const { return num_distances_ + 2 * margin; }
 
   index_t num_heads_ = 0;
   index_t num_distances_ = 0;
-  index_t row_ = 0;
   detail::buffer<float> f32_;
   detail::buffer<double> f64_;
 };
