@@ -81,9 +81,10 @@ TEST(model_inputs, hold_the_bounds) {
   for (const double sigma : {1, 3, 10, 30, 100}) cases.push_back(normal(sigma));
   for (const encoding e : {encoding::none, encoding::rope_half_split}) {
     with_encoding(e, sizes.heads(), sizes.head_dim, [&](const auto& position) {
-      for (const auto& [case_name, in] : cases) {
+      for (const model_inputs& m : cases) {
+        const inputs<>& in = m.in;
         const double sigma = sigma_of(random, in.q, in.k, shape, position, 1 / std::sqrt(64), 4000);
-        SCOPED_TRACE(case_name + ", " + name_of(e) + ", sigma " + std::to_string(sigma));
+        SCOPED_TRACE(m.name + ", " + name_of(e) + ", sigma " + std::to_string(sigma));
         const expected_rows expected(random, in.q, in.k, in.v, shape, position);
         for (const isa_level isa : isa_levels()) {
           SCOPED_TRACE(name_of(isa));
