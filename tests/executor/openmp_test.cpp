@@ -9,6 +9,10 @@
 
 namespace la = lambda_attention;
 
+// LLVM's runtime keeps what it allocates for its threads.
+extern "C" const char* __lsan_default_suppressions();
+extern "C" const char* __lsan_default_suppressions() { return "leak:libomp"; }
+
 TEST(OpenMP, NumberOfWorkers) {
   EXPECT_EQ(la::openmp_executor().num_workers(), omp_get_max_threads());
   EXPECT_EQ(la::openmp_executor(3).num_workers(), 3);
