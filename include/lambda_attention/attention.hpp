@@ -33,8 +33,8 @@ void run_one(const attention_job<Real>& job, const attention_options& options, E
   workspace own;
   workspace& memory = options.workspace != nullptr ? *options.workspace : own;
   const kernel_table<Real>& kernels = kernels_for<Real>(options.isa);
-  const job_list<Real> list{&job, 1};
-  memory.reserve(call_bytes(kernels, list, executor.num_workers()));
+  const job_list<Real> list(&job, 1, executor.num_workers());
+  memory.reserve(call_bytes(kernels, list));
   run_jobs(kernels, list, memory, 0, executor);
 }
 }  // namespace detail

@@ -22,26 +22,6 @@ attention_job<float> job(const la::lambda_shape& shape, index_t tokens, index_t 
 
 }  // namespace
 
-TEST(AttentionJob, IsCutIntoTasksThatCoverItsQueries) {
-  for (const index_t tokens : {0, 1, 255, 256, 257, 5000, 100000}) {
-    for (const index_t window : {index_t{0}, index_t{100}, index_t{1024}, la::unlimited}) {
-      const attention_job<float> j = job(la::sliding_window(window), tokens);
-      const index_t step = j.queries_per_task();
-      EXPECT_GE(j.tasks_per_head() * step, tokens);
-      EXPECT_LT((j.tasks_per_head() - 1) * step, tokens == 0 ? 1 : tokens);
-      EXPECT_EQ(j.num_tasks(), 2 * j.tasks_per_head());
-    }
-  }
-}
-
-// A task copies the keys that it sees: at least a window of queries for a window of keys, but no task without end.
-TEST(AttentionJob, TasksAreAsLongAsTheWindow) {
-  EXPECT_EQ(job(la::sliding_window(1024), 1).queries_per_task(), 1024);
-  EXPECT_EQ(job(la::lm_infinite(1500, 1024), 1).queries_per_task(), 1500);
-  EXPECT_EQ(job(la::sliding_window(4), 1).queries_per_task(), 256);
-  EXPECT_EQ(job(la::full_causal(), 1).queries_per_task(), 2048);
-}
-
 TEST(AttentionJob, GroupsQueryHeads) {
   EXPECT_EQ(job(la::full_causal(), 1, 8, 2).group(), 4);
   EXPECT_EQ(job(la::full_causal(), 1, 5, 5).group(), 1);

@@ -1,4 +1,5 @@
 // The kernels' mathematics and their reading and writing of rows, on every instruction set.
+#include <lambda_attention/detail/buffer.hpp>
 #include <lambda_attention/detail/kernels.hpp>
 #include <lambda_attention/position/rope.hpp>
 
@@ -137,8 +138,10 @@ TYPED_TEST(kernels, cos_sin_round_four_times) {
     double worst = 0;
     for (int round = 0; round < 3000; ++round) {
       const std::uint64_t at = round < 100 ? static_cast<std::uint64_t>(round) : random() >> draw(random, 1, 63);
-      alignas(64) TypeParam cosines[256], sines[256];
-      detail::kernels_for<TypeParam>(isa).cos_sin(rotation, at, cosines, sines);
+      alignas(64) TypeParam angles[3][160];
+      detail::kernels_for<TypeParam>(isa).cos_sin(rotation, at - 1, 3, angles[0]);
+      const TypeParam* const cosines = angles[1];
+      const TypeParam* const sines = angles[1] + 80;
       for (index_t p = 0; p < rotation.num_pairs; ++p) {
         const long double turns =
             static_cast<long double>(static_cast<std::int64_t>(at * rotation.turns[p])) * 0x1p-64L;
@@ -168,7 +171,7 @@ void check_reading(const detail::kernel_table<Real>& table, row_format format) {
   for (index_t count = 1; first < 65536; count = count % 70 + 1) {
     Real row[80];
     std::fill(std::begin(row), std::end(row), Real(42));
-    table.read_row(format, elements.data() + first, count, 1.0f, row);
+    table.read_row(format, elements.data() + first, count, 1, row);
     for (index_t i = 0; i < count; ++i)
       ASSERT_TRUE(
           same_number(row[i], static_cast<Real>(static_cast<float>(elements[first + static_cast<std::size_t>(i)]))));
@@ -192,7 +195,7 @@ void check_wide(const detail::kernel_table<Real>& table, row_format format) {
     const tensor<Element> elements = random_tensor<Element>(random, 1, 1, count);
     const tensor<Real> numbers = random_tensor<Real>(random, 1, 1, count);
     Real row[70];
-    table.read_row(format, elements.view().data, count, 1.0f, row);
+    table.read_row(format, elements.view().data, count, 1, row);
     for (index_t i = 0; i < count; ++i) EXPECT_EQ(row[i], static_cast<Real>(elements.view().data[i]));
     Element written[71];
     written[count] = 42;
@@ -220,6 +223,32 @@ TEST(kernels_of_float, read_bytes_times_their_scale) {
       detail::kernels_for<float>(isa).read_row(row_format::int8, bytes + 256 - count, count, 0.37f, row);
       for (index_t i = 0; i < count; ++i)
         ASSERT_EQ(row[i], 0.37f * static_cast<float>(bytes[256 - count + i])) << i << " of " << count;
+    }
+  }
+}
+
+// Rows of any length to a vector of a panel, and a vector of a panel to rows.
+TYPED_TEST(kernels, pack_and_unpack_are_transpositions) {
+  for (const isa_level isa : isa_levels()) {
+    SCOPED_TRACE(name_of(isa));
+    const detail::kernel_table<TypeParam>& table = detail::kernels_for<TypeParam>(isa);
+    const index_t width = table.lanes * table.tile_vectors;
+    for (const index_t dim : {1, 7, 16, 33, 128}) {
+      const index_t stride = detail::round_up(dim, detail::row_multiple), first_lane = width - table.lanes;
+      detail::buffer<TypeParam> rows(table.lanes * stride), panel(stride * width), scale(table.lanes),
+          back(rows.size());
+      for (index_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<TypeParam>(i);
+      for (index_t l = 0; l < table.lanes; ++l) scale[l] = static_cast<TypeParam>(l + 1);
+      table.pack(rows.data(), stride, dim, TypeParam(0.5), panel.data() + first_lane, width);
+      table.unpack(panel.data() + first_lane, width, scale.data(), dim, back.data(), stride);
+      for (index_t l = 0; l < table.lanes; ++l) {
+        for (index_t d = 0; d < dim; ++d) {
+          ASSERT_EQ(panel[d * width + first_lane + l], rows[l * stride + d] / 2);
+          ASSERT_EQ(back[l * stride + d], rows[l * stride + d] / 2 * scale[l]);
+        }
+      }
+      for (index_t d = 0; d < dim; ++d)
+        for (index_t l = 0; l < first_lane; ++l) ASSERT_EQ(panel[d * width + l], 0) << "written beside its vector";
     }
   }
 }

@@ -1,6 +1,4 @@
 #include <lambda_attention/detail/row_store.hpp>
-#include <lambda_attention/position/none.hpp>
-#include <lambda_attention/position/rope.hpp>
 
 #include <gtest/gtest.h>
 
@@ -12,7 +10,6 @@ using la::index_t;
 using la::row_format;
 using la::detail::row_store;
 using la::detail::row_treatment;
-using la::detail::row_turner;
 using la::detail::row_window;
 
 namespace {
@@ -35,7 +32,7 @@ std::vector<Real> read() {
   const row_store<Real> store =
       la::detail::store_of<Real>(la::detail::erase(la::token_major(numbers.data(), 5, 2, 21)));
   std::vector<Real> row(21);
-  store.read(kernels<Real>, 1, 3, row.data());
+  store.read(kernels<Real>, store.row(1, 3), 1, row.data());
   return row;
 }
 
@@ -89,25 +86,34 @@ TEST(RowStore, OfARingFindsTheSlotOfAKey) {
   scales[4 + 2] = 0.5f;
   for (const index_t key : {2, 6, 4002}) {
     EXPECT_EQ(store.row(1, key), store.data + 64 + 32);
-    EXPECT_EQ(store.scale(1, key), 0.5f);
+    EXPECT_EQ(*store.scale(1, key), 0.5f);
+    EXPECT_EQ(store.run_length(key), 2);
     std::vector<float> row(3);
-    store.read(kernels<float>, 1, key, row.data());
+    store.read(kernels<float>, store.row(1, key), *store.scale(1, key), row.data());
     EXPECT_EQ(row, (std::vector<float>{0, -2.5f, 0}));
   }
   store.scales = nullptr;
-  EXPECT_EQ(store.scale(1, 2), 1);
+  EXPECT_EQ(store.scale(1, 2), nullptr);
+}
+
+TEST(RowStore, NumbersOfTheKernelsTypeNeedNoReading) {
+  const std::vector<float> wide = counting<float>(8);
+  const std::vector<la::half> narrow = counting<la::half>(8);
+  const auto wide_store = la::detail::store_of<float>(la::detail::erase(la::token_major(wide.data(), 1, 1, 8)));
+  const auto narrow_store = la::detail::store_of<float>(la::detail::erase(la::token_major(narrow.data(), 1, 1, 8)));
+  std::vector<float> room(8);
+  EXPECT_EQ(wide_store.numbers(kernels<float>, wide_store.row(0, 0), 1, room.data()), wide.data());
+  EXPECT_EQ(narrow_store.numbers(kernels<float>, narrow_store.row(0, 0), 1, room.data()), room.data());
+  EXPECT_EQ(room, wide);
 }
 
 TEST(RowWindow, RunsEndWhereTheRingDoes) {
   float memory[8 * 4];
-  const row_window<float> ring = {memory, 4, 0, 8};
+  const row_window<float> ring = {memory, memory, 4, 8};
   EXPECT_EQ(ring.row(3), memory + 12);
   EXPECT_EQ(ring.row(11), memory + 12);
   EXPECT_EQ(ring.run_length(11), 5);
   EXPECT_EQ(ring.run_length(8), 8);
-  const row_window<float> copy = {memory, 4, 100, 8};
-  EXPECT_EQ(copy.row(103), memory + 12);
-  EXPECT_EQ(copy.run_length(103), 5);
 }
 
 TEST(RowStore, DenseRowsOfTheKernelsTypeAreReadInPlace) {
@@ -125,60 +131,4 @@ TEST(RowStore, DenseRowsOfTheKernelsTypeAreReadInPlace) {
   EXPECT_FALSE(in_place(row_format::f32, 80, row_treatment::turn_to_own_position));
   EXPECT_FALSE(in_place(row_format::f64, 80));
   EXPECT_FALSE(in_place(row_format::f16, 40));
-}
-
-TEST(WindowOf, RowsThatAKernelCanReadStayWhereTheyAre) {
-  const std::vector<float> numbers = counting<float>(9 * 2 * 20);
-  const auto store = la::detail::store_of<float>(la::detail::erase(la::head_major(numbers.data(), 9, 2, 20)));
-  row_turner<float> turner;
-  const row_window<float> window = la::detail::window_of<float>(kernels<float>, store, row_treatment::as_stored, 1,
-                                                                {3, 7}, 0, turner, nullptr, nullptr);
-  for (index_t key = 3; key < 7; ++key) EXPECT_EQ(window.row(key), numbers.data() + (9 + key) * 20);
-}
-
-// Turned, or from another type or place: copied, one after the other, padded with zeros.
-TEST(WindowOf, OtherRowsAreCopied) {
-  constexpr index_t dim = 20, padded = 32, heads = 2;
-  const la::rope position(dim);
-  const std::vector<la::half> numbers = counting<la::half>(9 * heads * dim);
-  const auto store = la::detail::store_of<float>(la::detail::erase(la::token_major(numbers.data(), 9, heads, dim)));
-  for (const row_treatment treatment :
-       {row_treatment::as_stored, row_treatment::turn_to_own_position, row_treatment::turn_to_zero}) {
-    alignas(64) float angle_memory[row_turner<float>::angle_count], row[la::max_head_dim];
-    row_turner<float> turner(kernels<float>, position.data(), dim, angle_memory);
-    std::vector<float> scratch(4 * padded, -1.0f);
-    const row_window<float> window =
-        la::detail::window_of<float>(kernels<float>, store, treatment, 1, {3, 7}, 1000, turner, scratch.data(), row);
-    for (index_t key = 3; key < 7; ++key) {
-      ASSERT_EQ(window.row(key), scratch.data() + (key - 3) * padded);
-      std::vector<float> right(dim), stored(dim);
-      store.read(kernels<float>, 1, key, stored.data());
-      turner.move_to(treatment == row_treatment::turn_to_own_position ? static_cast<std::uint64_t>(1000 + key) : 0);
-      turner.turn(stored.data(), right.data());
-      if (treatment == row_treatment::as_stored) right = stored;
-      right.resize(padded);
-      EXPECT_EQ(std::vector<float>(window.row(key), window.row(key) + padded), right) << "key " << key;
-    }
-  }
-}
-
-// A ring that has wrapped, decoded: the copy is in the order of keys.
-TEST(WindowOf, UnrollsARing) {
-  std::vector<la::bfloat16> numbers = counting<la::bfloat16>(4 * 16);  // slot s holds 16 s, 16 s + 1, ...
-  row_store<float> store;
-  store.format = row_format::bf16;
-  store.data = reinterpret_cast<const unsigned char*>(numbers.data());
-  store.row_bytes = 32;
-  store.head_bytes = 128;
-  store.capacity = 4;
-  store.dim = 16;
-  row_turner<float> turner;
-  std::vector<float> scratch(3 * 16);
-  float row[la::max_head_dim];
-  const row_window<float> window = la::detail::window_of<float>(kernels<float>, store, row_treatment::as_stored, 0,
-                                                                {10, 13}, 0, turner, scratch.data(), row);
-  EXPECT_EQ(window.row(10)[0], 32);
-  EXPECT_EQ(window.row(11)[0], 48);
-  EXPECT_EQ(window.row(12)[0], 0);
-  EXPECT_EQ(window.run_length(10), 3);
 }

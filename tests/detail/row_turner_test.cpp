@@ -18,7 +18,7 @@ constexpr la::isa_level levels[] = {la::isa_level::baseline, la::isa_level::avx2
 
 template <class Real>
 struct angles {
-  alignas(la::detail::buffer_alignment) Real numbers[row_turner<Real>::angle_count];
+  alignas(la::detail::buffer_alignment) Real numbers[3 * row_turner<Real>::max_angle_count];
 };
 
 // 1, 2, 3, ... turned to `position`.
@@ -28,8 +28,8 @@ std::vector<Real> turned(const la::position_data& data, index_t dim, std::uint64
   row_turner<Real> turner(la::detail::kernels_for<Real>(level), data, dim, memory.numbers);
   std::vector<Real> row, result(static_cast<std::size_t>(dim));
   for (index_t d = 0; d < dim; ++d) row.push_back(static_cast<Real>(d + 1));
-  turner.move_to(position);
-  turner.turn(row.data(), result.data());
+  turner.move_to(position - 1, 3);
+  turner.turn(row.data(), result.data(), 1);
   return result;
 }
 
@@ -97,6 +97,27 @@ TYPED_TEST(RowTurner, PositionZeroIsTheFactor) {
   const la::rope position(8, 10000, {la::pair_layout::half_split, 4, 3});
   const std::vector<TypeParam> row = turned<TypeParam>(position.data(), 8, 0, la::isa_level::automatic);
   EXPECT_EQ(row, (std::vector<TypeParam>{3, 6, 9, 12, 5, 6, 7, 8}));
+}
+
+// The angles of several positions at once are those of each alone.
+TYPED_TEST(RowTurner, MovesFromPositionsToPositions) {
+  const la::rope position(20);
+  angles<TypeParam> many_memory, one_memory;
+  row_turner<TypeParam> many(la::detail::kernels_for<TypeParam>(la::isa()), position.data(), 20, many_memory.numbers);
+  row_turner<TypeParam> one(la::detail::kernels_for<TypeParam>(la::isa()), position.data(), 20, one_memory.numbers);
+  const std::vector<TypeParam> row(20, 1);
+  for (const std::uint64_t first : {5, 6, 5, 0}) {
+    for (const index_t count : {3, 1, 2}) {
+      many.move_to(first, count);
+      for (index_t i = 0; i < count; ++i) {
+        std::vector<TypeParam> a(20), b(20);
+        many.turn(row.data(), a.data(), i);
+        one.move_to(first + static_cast<std::uint64_t>(i));
+        one.turn(row.data(), b.data());
+        EXPECT_EQ(a, b) << first << " + " << i;
+      }
+    }
+  }
 }
 
 TYPED_TEST(RowTurner, CallsRowFunctions) {

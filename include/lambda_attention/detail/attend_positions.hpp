@@ -20,22 +20,29 @@ template <class Real>
 class position_driver {
  public:
   position_driver(const kernel_table<Real>& kernels, const attention_job<Real>& job, const task_rows<Real>& rows,
-                  worker_scratch<Real>& scratch, index_t kv_head, index_t first_head, int tile_heads)
+                  const row_turner<Real>& turner, worker_scratch<Real>& scratch, index_t kv_head, index_t first_head,
+                  int tile_heads)
       : kernels_(kernels),
         job_(job),
         rows_(rows),
+        turner_(turner),
+        far_turner_(kernels, job.encoding, job.head_dim(), scratch.far_angles),
         scratch_(scratch),
         kv_head_(kv_head),
         first_head_(first_head),
         heads_(tile_heads),
         padded_dim_(round_up(job.head_dim(), row_multiple)),
         padded_v_dim_(round_up(job.v_head_dim(), row_multiple)) {
-    turner_ = row_turner<Real>(kernels, job.encoding, job.head_dim(), scratch.angles);
-    far_turner_ = row_turner<Real>(kernels, job.encoding, job.head_dim(), scratch.far_angles);
     far_turner_.move_to(far_query_position(job));
   }
 
-  void run(index_t query) {
+  // Queries with the indices [first, last), those of a chunk.
+  void run(index_t first, index_t last) {
+    for (index_t query = first; query < last; ++query) attend(query, query - first);
+  }
+
+ private:
+  void attend(index_t query, index_t place) {
     const key_bands bands = job_.plan.bands(query, query + 1);
     const query_tile tile = {query, 1, 1};
     index_t num_keys = 0;
@@ -43,7 +50,7 @@ class position_driver {
       for_each_segment(bands.band[b], tile, [&](const key_segment& segment) { num_keys += segment.num_keys; });
     score_stride_ = round_up(num_keys, row_multiple);
 
-    pack(query);
+    pack(query, place);
     index_t column = 0;
     for (int b = 0; b < bands.count; ++b)
       for_each_segment(bands.band[b], tile,
@@ -58,16 +65,18 @@ class position_driver {
     for (int h = 0; h < heads_; ++h) finish(query, h, sum[h], max[h]);
   }
 
- private:
   // Rows of all heads, turned to the query's own position and to the far one, padded with zeros.
-  void pack(index_t query) {
-    turner_.move_to(job_.first_position + static_cast<std::uint64_t>(query));
+  void pack(index_t query, index_t place) {
     for (int h = 0; h < heads_; ++h) {
       Real* const own = scratch_.queries[0] + h * padded_dim_;
       Real* const far = scratch_.queries[1] + h * padded_dim_;
-      read_query(kernels_, job_, query - job_.first_query, first_head_ + h, scratch_.row);
-      turner_.turn(scratch_.row, own);
-      far_turner_.turn(scratch_.row, far);
+      const Real* const row = read_query(kernels_, job_, query - job_.first_query, first_head_ + h, scratch_.row);
+      turner_.turn(row, own, place);
+      far_turner_.turn(row, far);
+      for (index_t d = 0; d < job_.head_dim(); ++d) {
+        own[d] *= job_.scale;
+        far[d] *= job_.scale;
+      }
       for (index_t d = job_.head_dim(); d < padded_dim_; ++d) own[d] = far[d] = 0;
     }
   }
@@ -79,7 +88,7 @@ class position_driver {
     stored_rows run = {};
     run.format = keys.format;
     if (keys.format == row_format::custom) {
-      const row_window<Real>& key_window = rows_.keys[static_cast<int>(kind)];
+      const row_window<Real>& key_window = rows_.keys(kind);
       const row_window<Real>& value_window = rows_.values(kind);
       run.format = native_format<Real>;
       run.keys = reinterpret_cast<const unsigned char*>(key_window.row(key));
@@ -93,11 +102,9 @@ class position_driver {
     run.values = values.row(kv_head_, key);
     run.key_row_bytes = keys.row_bytes;
     run.value_row_bytes = values.row_bytes;
-    run.num_keys = min(most, min(keys.capacity - key % keys.capacity, values.capacity - key % values.capacity));
-    if (keys.scales != nullptr) {
-      run.key_scales = keys.scales + kv_head_ * keys.capacity + key % keys.capacity;
-      run.value_scales = values.scales + kv_head_ * values.capacity + key % values.capacity;
-    }
+    run.num_keys = min(most, min(keys.run_length(key), values.run_length(key)));
+    run.key_scales = keys.scale(kv_head_, key);
+    run.value_scales = values.scale(kv_head_, key);
     return run;
   }
 
@@ -138,6 +145,8 @@ class position_driver {
   const kernel_table<Real>& kernels_;
   const attention_job<Real>& job_;
   const task_rows<Real>& rows_;
+  const row_turner<Real>& turner_;  // at the positions of the chunk
+  row_turner<Real> far_turner_;
   worker_scratch<Real>& scratch_;
   index_t kv_head_;
   index_t first_head_;
@@ -145,8 +154,6 @@ class position_driver {
   index_t padded_dim_;
   index_t padded_v_dim_;
   index_t score_stride_ = 0;
-  row_turner<Real> turner_;
-  row_turner<Real> far_turner_;
 };
 
 }  // namespace detail

@@ -10,6 +10,7 @@
 #include <lambda_attention/detail/task_rows.hpp>
 
 #include <cstdint>
+#include <cstring>
 
 namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
@@ -20,10 +21,15 @@ template <class Real>
 class tile_driver {
  public:
   tile_driver(const kernel_table<Real>& kernels, const attention_job<Real>& job, const task_rows<Real>& rows,
-              worker_scratch<Real>& scratch, index_t first_head, int tile_heads)
-      : kernels_(kernels), job_(job), rows_(rows), scratch_(scratch), first_head_(first_head), heads_(tile_heads) {
-    own_turner_ = row_turner<Real>(kernels, job.encoding, job.head_dim(), scratch.angles);
-    far_turner_ = row_turner<Real>(kernels, job.encoding, job.head_dim(), scratch.far_angles);
+              const row_turner<Real>& turner, worker_scratch<Real>& scratch, index_t first_head, int tile_heads)
+      : kernels_(kernels),
+        job_(job),
+        rows_(rows),
+        turner_(turner),
+        far_turner_(kernels, job.encoding, job.head_dim(), scratch.far_angles),
+        scratch_(scratch),
+        first_head_(first_head),
+        heads_(tile_heads) {
     far_turner_.move_to(far_query_position(job));
     tile_.head_dim = job.head_dim();
     tile_.v_head_dim = job.v_head_dim();
@@ -46,8 +52,9 @@ class tile_driver {
     }
   }
 
-  // Queries with the indices [first, last).
+  // Queries with the indices [first, last), those of a chunk.
   void run(index_t first, index_t last) {
+    first_of_chunk_ = first;
     const index_t span = kernels_.tile_vectors / heads_ * kernels_.lanes;
     while (first < last) {
       const index_t end = job_.plan.tile_end(first, min(first + span, last));
@@ -59,13 +66,15 @@ class tile_driver {
  private:
   void run_tile(const query_tile& tile) {
     const key_bands bands = job_.plan.bands(tile.first, tile.first + tile.count);
-    pack(tile, tile_.queries[0], own_turner_, turns::each_to_its_own_position);
-    if (needs_far_queries(bands)) pack(tile, tile_.queries[1], far_turner_, turns::all_to_one);
+    const index_t columns = (tile.count + kernels_.lanes - 1) / kernels_.lanes;
+    for (index_t c = 0; c < columns; ++c) pack(tile, c, tile_.queries[0], turns::each_to_its_own_position);
+    if (needs_far_queries(bands))
+      for (index_t c = 0; c < columns; ++c) pack(tile, c, tile_.queries[1], turns::all_to_the_limit);
     kernels_.begin_tile(tile_);
     for (int b = 0; b < bands.count; ++b)
       for_each_segment(bands.band[b], tile, [&](const key_segment& segment) { add(tile, segment); });
-    for (index_t p = 0; p < tile.count; ++p)
-      for (int h = 0; h < heads_; ++h) unpack(tile, p, h);
+    for (index_t c = 0; c < columns; ++c)
+      for (int h = 0; h < heads_; ++h) unpack(tile, c, h);
   }
 
   bool needs_far_queries(const key_bands& bands) const {
@@ -74,37 +83,47 @@ class tile_driver {
     return needed && job_.encoding.rotates();
   }
 
-  index_t lane_of(index_t position, int head) const {
-    return (position / kernels_.lanes * heads_ + head) * kernels_.lanes + position % kernels_.lanes;
+  // The first lane of a column of positions for one of the heads.
+  index_t lane_of(index_t column, int head) const { return (column * heads_ + head) * kernels_.lanes; }
+
+  enum class turns { each_to_its_own_position, all_to_the_limit };
+
+  // Column `column` of a tile, all heads. Lanes without a query are zeros: whatever they compute stays finite and is
+  // dropped.
+  void pack(const query_tile& tile, index_t column, Real* panel, turns turned_to) {
+    const index_t stride = round_up(tile_.head_dim, row_multiple);
+    for (int h = 0; h < heads_; ++h) {
+      for (index_t l = 0; l < kernels_.lanes; ++l) {
+        const index_t p = column * kernels_.lanes + l;
+        Real* const turned = scratch_.rows + l * stride;
+        if (p < tile.count) {
+          if (p + rows_ahead < tile.count) prefetch_query(tile.first + p + rows_ahead, h);
+          turn_query(tile.first + p, h, turned_to, turned);
+        } else {
+          std::memset(turned, 0, static_cast<std::size_t>(tile_.head_dim) * sizeof(Real));
+        }
+      }
+      kernels_.pack(scratch_.rows, stride, tile_.head_dim, job_.scale, panel + lane_of(column, h), tile_.width);
+    }
   }
 
-  enum class turns { each_to_its_own_position, all_to_one };
+  void prefetch_query(index_t query, int head) const {
+    prefetch_row(job_.q.row(query - job_.first_query, first_head_ + head), job_.q.row_bytes());
+  }
 
-  // Lanes without a query, in a vector that has some, are zeros: whatever they compute stays finite and is dropped.
-  void pack(const query_tile& tile, Real* panel, row_turner<Real>& turner, turns turned_to) {
-    const index_t row_bytes = job_.head_dim() * job_.q.element_size;
-    for (index_t p = 0; p < tile.count; ++p) {
-      const index_t query = tile.first + p;
-      if (turned_to == turns::each_to_its_own_position)
-        turner.move_to(job_.first_position + static_cast<std::uint64_t>(query));
-      for (int h = 0; h < heads_; ++h) {
-        if (p + rows_ahead < tile.count)
-          prefetch_row(job_.q.row(query + rows_ahead - job_.first_query, first_head_ + h), row_bytes);
-        read_query(kernels_, job_, query - job_.first_query, first_head_ + h, scratch_.row);
-        turner.turn(scratch_.row, scratch_.turned_row);
-        kernels_.pack_lane(scratch_.turned_row, tile_.head_dim, panel, tile_.width, lane_of(p, h));
-      }
+  void turn_query(index_t query, int head, turns turned_to, Real* turned) {
+    const index_t token = query - job_.first_query;
+    const Real* const row = read_query(kernels_, job_, token, first_head_ + head, scratch_.row);
+    if (turned_to == turns::each_to_its_own_position) {
+      turner_.turn(row, turned, query - first_of_chunk_);
+    } else {
+      far_turner_.turn(row, turned);
     }
-    if (tile.count % kernels_.lanes == 0) return;
-    for (index_t d = 0; d < tile_.head_dim; ++d) scratch_.row[d] = 0;
-    for (index_t p = tile.count; p < round_up(tile.count, kernels_.lanes); ++p)
-      for (int h = 0; h < heads_; ++h)
-        kernels_.pack_lane(scratch_.row, tile_.head_dim, panel, tile_.width, lane_of(p, h));
   }
 
   // A segment in as many runs as its rows lie in.
   void add(const query_tile& tile, const key_segment& segment) {
-    const row_window<Real>& keys = rows_.keys[static_cast<int>(segment.kind)];
+    const row_window<Real>& keys = rows_.keys(segment.kind);
     const row_window<Real>& values = rows_.values(segment.kind);
     tile_keys<Real> run;
     run.key_stride = keys.stride;
@@ -128,25 +147,34 @@ class tile_driver {
     }
   }
 
-  void unpack(const query_tile& tile, index_t position, int head) {
-    const index_t lane = lane_of(position, head);
-    const index_t token = tile.first + position - job_.first_query;
+  // Column `column` of a tile, one head.
+  void unpack(const query_tile& tile, index_t column, int head) {
+    const index_t first_lane = lane_of(column, head);
+    const index_t stride = round_up(tile_.v_head_dim, row_multiple);
     const index_t query_head = first_head_ + head;
-    const Real sum = tile_.sum[lane], max = tile_.running_max[lane];
-    const Real scale = normaliser(sum, max, sink_logit_of(job_, query_head));
-    kernels_.unpack_lane(tile_.output, tile_.width, lane, scale, tile_.v_head_dim, scratch_.row);
-    write_output(kernels_, job_, token, query_head, scratch_.row);
-    write_lse(job_, token, query_head, sum, max);
+    const Real* const sum = tile_.sum + first_lane;
+    const Real* const max = tile_.running_max + first_lane;
+    const index_t first = tile.first + column * kernels_.lanes - job_.first_query;
+    const index_t count = min(kernels_.lanes, tile.count - column * kernels_.lanes);
+    for (index_t l = 0; l < count; ++l) prefetch_row(job_.out.row(first + l, query_head), job_.out.row_bytes());
+    for (index_t l = 0; l < kernels_.lanes; ++l)
+      scratch_.scale[l] = normaliser(sum[l], max[l], sink_logit_of(job_, query_head));
+    kernels_.unpack(tile_.output + first_lane, tile_.width, scratch_.scale, tile_.v_head_dim, scratch_.rows, stride);
+    for (index_t l = 0; l < count; ++l) {
+      write_output(kernels_, job_, first + l, query_head, scratch_.rows + l * stride);
+      write_lse(job_, first + l, query_head, sum[l], max[l]);
+    }
   }
 
   const kernel_table<Real>& kernels_;
   const attention_job<Real>& job_;
   const task_rows<Real>& rows_;
+  const row_turner<Real>& turner_;  // at the positions of the chunk
+  row_turner<Real> far_turner_;
   worker_scratch<Real>& scratch_;
   index_t first_head_;
   int heads_;
-  row_turner<Real> own_turner_;
-  row_turner<Real> far_turner_;
+  index_t first_of_chunk_ = 0;
   tile_state<Real> tile_;
 };
 

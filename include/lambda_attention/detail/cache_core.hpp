@@ -134,8 +134,8 @@ class cache_core {
   // the cache as it was.
   void write(const kernel_table<Real>& kernels, const position_data& encoding, const tensor& k,
              const tensor& v) noexcept {
-    alignas(buffer_alignment) Real own_angles[row_turner<Real>::angle_count];
-    alignas(buffer_alignment) Real zero_angles[row_turner<Real>::angle_count];
+    alignas(buffer_alignment) Real own_angles[row_turner<Real>::max_angle_count];
+    alignas(buffer_alignment) Real zero_angles[row_turner<Real>::max_angle_count];
     row_turner<Real> own(kernels, encoding, k.dim, own_angles);
     row_turner<Real> zero(kernels, encoding, k.dim, zero_angles);
     zero.move_to(0);
@@ -175,14 +175,14 @@ class cache_core {
                  const row_turner<Real>& zero) {
     const bool sink = token < geometry_.plan.shape.num_sinks;
     Real row[max_head_dim], turned[max_head_dim];
-    keys.read(kernels, head, source, row);
+    keys.read(kernels, keys.row(head, source), 1.0f, row);
     own.turn(row, turned);
     (sink ? sinks_near_ : window_near_).write(head, token, turned);
     if (sink ? has_far_sinks() : has_far_window()) {
       zero.turn(row, turned);
       (sink ? sinks_far_ : window_far_).write(head, token, turned);
     }
-    values.read(kernels, head, source, row);
+    values.read(kernels, values.row(head, source), 1.0f, row);
     (sink ? sink_values_ : window_values_).write(head, token, row);
   }
 

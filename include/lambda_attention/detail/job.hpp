@@ -45,16 +45,6 @@ struct attention_job {
   index_t v_head_dim() const { return out.dim; }
   index_t group() const { return q.heads / num_kv_heads; }
 
-  // A task is one KV head and a run of queries, long enough that copying the keys it sees is little beside using them.
-  // It depends on the shape alone: the same tasks whatever executes them.
-  index_t queries_per_task() const {
-    constexpr index_t fewest = 256, most = 2048;
-    const index_t wanted = max(plan.shape.window, plan.shape.num_sinks);
-    return min(max(wanted, fewest), most);
-  }
-  index_t tasks_per_head() const { return (q.tokens + queries_per_task() - 1) / queries_per_task(); }
-  index_t num_tasks() const { return num_kv_heads * tasks_per_head(); }
-
   // Queries at so few positions are better read off the rows one position at a time than in tiles that stay empty.
   bool by_position() const { return rows.as_stored_by_a_cache && q.tokens <= most_by_position; }
   static constexpr index_t most_by_position = 4;

@@ -17,8 +17,8 @@ struct kernels {
 template <class Real>
 const kernel_table<Real>& kernels<Real>::table() {
   static constexpr kernel_table<Real> functions = {
-      vectors<Real>::lanes, tile_vectors,        begin_tile<Real>, add_keys<Real>,   pack_lane<Real>,
-      unpack_lane<Real>,    cos_sin<Real>,       rotate<Real>,     read_row<Real>,   write_row<Real>,
+      vectors<Real>::lanes, tile_vectors,        begin_tile<Real>, add_keys<Real>,   pack<Real>,
+      unpack<Real>,         cos_sin<Real>,       rotate<Real>,     read_row<Real>,   write_row<Real>,
       score_rows<Real>,     adjust_scores<Real>, softmax<Real>,    add_values<Real>,
   };
   return functions;

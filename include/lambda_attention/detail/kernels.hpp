@@ -28,8 +28,9 @@ inline constexpr index_t row_multiple = 16;  // scratch and cache rows are padde
 inline constexpr double log2_e = 1.4426950408889634074;
 
 // A pair that the mask hides scores this much: no score of a visible pair comes near it, and it is no infinity, whose
-// difference with itself would be a NaN.
+// difference with itself would be a NaN. A running maximum begins above it, so that its weight is zero from the start.
 inline constexpr float hidden_score = -1e30f;
+inline constexpr float first_running_max = -1e29f;
 
 template <class Real>
 struct integer_of;
@@ -108,15 +109,14 @@ struct kernel_table {
   // Tiles of queries.
   void (*begin_tile)(tile_state<Real>& tile);
   void (*add_keys)(tile_state<Real>& tile, const tile_keys<Real>& keys);
-  // A row to and from one lane of a panel; out of it times `scale`.
-  void (*pack_lane)(const Real* row, index_t dim, Real* panel, index_t width, index_t lane);
-  void (*unpack_lane)(const Real* panel, index_t width, index_t lane, Real scale, index_t dim, Real* row);
+  // `lanes` rows times `scale` to one vector of a panel, and back, lane l times scale[l].
+  void (*pack)(const Real* rows, index_t row_stride, index_t dim, Real scale, Real* panel, index_t width);
+  void (*unpack)(const Real* panel, index_t width, const Real* scale, index_t dim, Real* rows, index_t row_stride);
 
   // Rows.
-  void (*cos_sin)(const rotation_data& rotation, std::uint64_t position, Real* cosines, Real* sines);
-  void (*rotate)(const rotation_data& rotation, const Real* cosines, const Real* sines, index_t dim, const Real* row,
-                 Real* rotated);
-  void (*read_row)(row_format format, const void* source, index_t count, float scale, Real* row);
+  void (*cos_sin)(const rotation_data& rotation, std::uint64_t first, index_t count, Real* angles);
+  void (*rotate)(const rotation_data& rotation, const Real* angles, index_t dim, const Real* row, Real* rotated);
+  void (*read_row)(row_format format, const void* source, index_t count, Real scale, Real* row);
   void (*write_row)(row_format format, const Real* row, index_t count, void* destination);
 
   // One position, `heads` = 1, 2 or 4 query heads. `queries` are rows of `padded_dim`; scores are [heads][score_stride].

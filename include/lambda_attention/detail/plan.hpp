@@ -106,8 +106,8 @@ struct plan_shape {
 
 // Cuts a band into segments, in ascending order of keys, and hands each to `visit(const key_segment&)`.
 //
-// Going from one key to the next, the queries that see it move on by one; a new segment begins where they enter or leave
-// a column, and where the columns they touch become wholly visible or cease to be.
+// Going from one key to the next, the queries that see it move on by one. A new segment begins where the first or the last
+// of them enters another column, or the tile: a stair is `lanes` keys, the last or the first of which a whole column sees.
 template <class Visit>
 constexpr void for_each_segment(const key_band& band, const query_tile& tile, Visit&& visit) {
   const index_t last_query = tile.first + tile.count - 1;
@@ -122,18 +122,14 @@ constexpr void for_each_segment(const key_band& band, const query_tile& tile, Vi
     const index_t first_column = max(low, 0) / tile.lanes;
     const index_t last_column = min(high, tile.count - 1) / tile.lanes;
     const index_t column_start = first_column * tile.lanes;
-    const index_t column_end = min(tile.count, (last_column + 1) * tile.lanes) - 1;
-    const bool enters_late = low > column_start;
-    const bool leaves_early = high < column_end;
-    // The first key after this one for which any of the above is different.
-    index_t next = end;
-    const index_t next_low = enters_late ? column_start + tile.lanes : column_start + 1;
-    next = min(next, key + (next_low - low));
-    if (leaves_early) next = min(next, key + (column_end - high));
-    if (high < tile.count - 1) next = min(next, key + ((last_column + 1) * tile.lanes - high));
-    visit(key_segment{band.kind, key, next - key, static_cast<int>(first_column),
+    const index_t column_end = min(tile.count, (last_column + 1) * tile.lanes);
+    index_t num_keys = min(end - key, (low < 0 ? 0 : column_start + tile.lanes) - low);
+    if (high < tile.count) num_keys = min(num_keys, column_end - high);
+    const bool enters_late = low + num_keys - 1 > column_start;
+    const bool leaves_early = high < column_end - 1;
+    visit(key_segment{band.kind, key, num_keys, static_cast<int>(first_column),
                       static_cast<int>(last_column - first_column + 1), enters_late || leaves_early, low, high});
-    key = next;
+    key += num_keys;
   }
 }
 

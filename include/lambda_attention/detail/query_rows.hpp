@@ -31,17 +31,18 @@ float log_sum_exp(Real sum, Real max) {
   return static_cast<float>((static_cast<double>(max) + __builtin_log2(static_cast<double>(sum))) / log2_e);
 }
 
-// row = scale * q(token, head)
+// The numbers of q(token, head), where they lie or read into `row`.
 template <class Real>
-void read_query(const kernel_table<Real>& kernels, const attention_job<Real>& job, index_t token, index_t head,
-                Real* row) {
+const Real* read_query(const kernel_table<Real>& kernels, const attention_job<Real>& job, index_t token, index_t head,
+                       Real* row) {
   const unsigned char* const source = job.q.row(token, head);
+  if (job.q.format == native_format<Real>) return reinterpret_cast<const Real*>(source);
   if (job.q.format == row_format::custom) {
     row_store<Real>::read_custom(job.q.read, source, job.head_dim(), row);
   } else {
-    kernels.read_row(job.q.format, source, job.head_dim(), 1.0f, row);
+    kernels.read_row(job.q.format, source, job.head_dim(), Real(1), row);
   }
-  for (index_t d = 0; d < job.head_dim(); ++d) row[d] *= job.scale;
+  return row;
 }
 
 template <class Real>

@@ -3,7 +3,6 @@
 
 #include <lambda_attention/config.hpp>
 #include <lambda_attention/detail/kernels.hpp>
-#include <lambda_attention/detail/row_turner.hpp>
 #include <lambda_attention/detail/tensor.hpp>
 #include <lambda_attention/lambda_shape.hpp>
 #include <lambda_attention/storage.hpp>
@@ -36,19 +35,31 @@ struct row_store {
   const unsigned char* row(index_t head, index_t key) const {
     return data + head * head_bytes + (key % capacity) * row_bytes;
   }
-  float scale(index_t head, index_t key) const {
-    return scales == nullptr ? 1.0f : scales[head * capacity + key % capacity];
+  // Null in formats that have none.
+  const float* scale(index_t head, index_t key) const {
+    return scales == nullptr ? nullptr : scales + head * capacity + key % capacity;
   }
+  // Keys from this one on whose rows and scales lie one after the other.
+  index_t run_length(index_t key) const { return capacity - key % capacity; }
 
-  void read(const kernel_table<Real>& kernels, index_t head, index_t key, Real* row_out) const {
-    const unsigned char* const source = row(head, key);
+  // At most so many bytes of a row are read.
+  index_t bytes_read() const { return min(row_bytes, dim * static_cast<index_t>(sizeof(Real))); }
+
+  // The numbers of a row and its scale, 1 in formats that have none.
+  void read(const kernel_table<Real>& kernels, const unsigned char* source, float scale, Real* numbers) const {
     if (format != row_format::custom) {
-      kernels.read_row(format, source, dim, scale(head, key), row_out);
+      kernels.read_row(format, source, dim, static_cast<Real>(scale), numbers);
     } else if (decode != nullptr) {
-      decode(source, scale(head, key), dim, row_out);
+      decode(source, scale, dim, numbers);
     } else {
-      read_custom(read_elements, source, dim, row_out);
+      read_custom(read_elements, source, dim, numbers);
     }
+  }
+  // The same, where they lie if they can be read there.
+  const Real* numbers(const kernel_table<Real>& kernels, const unsigned char* source, float scale, Real* room) const {
+    if (format == native_format<Real>) return reinterpret_cast<const Real*>(source);
+    read(kernels, source, scale, room);
+    return room;
   }
 
   // Elements of a type that joined by the trait, through float.
@@ -75,17 +86,17 @@ row_store<Real> store_of(const tensor& t) {
   return store;
 }
 
-// Rows that a kernel can read: numbers of its own type, key j at data + ((j - first) % capacity) * stride.
+// Rows that a kernel can read: numbers of its own type, key j at data + (j % capacity) * stride.
 template <class Real>
 struct row_window {
   const Real* data = nullptr;
+  Real* ring = nullptr;  // the same, where it is a copy
   index_t stride = 0;
-  index_t first = 0;
   index_t capacity = 1;
 
-  const Real* row(index_t key) const { return data + ((key - first) % capacity) * stride; }
+  const Real* row(index_t key) const { return data + key % capacity * stride; }
   // Keys from this one on that lie one after the other.
-  index_t run_length(index_t key) const { return capacity - (key - first) % capacity; }
+  index_t run_length(index_t key) const { return capacity - key % capacity; }
 };
 
 enum class row_treatment {
@@ -108,36 +119,6 @@ inline constexpr index_t rows_ahead = 4;
 inline void prefetch_row(const unsigned char* row, index_t bytes) {
   constexpr index_t cache_line = 64;
   for (index_t b = 0; b < bytes; b += cache_line) __builtin_prefetch(row + b);
-}
-
-// The keys [range.first, range.last) of one head, in place or copied to `scratch`, [range.size()][padded_dim].
-template <class Real>
-row_window<Real> window_of(const kernel_table<Real>& kernels, const row_store<Real>& store, row_treatment treatment,
-                           index_t head, index_range range, std::uint64_t first_position, row_turner<Real>& turner,
-                           Real* scratch, Real* row) {
-  row_window<Real> window;
-  if (readable_in_place(store, treatment)) {
-    window.data = reinterpret_cast<const Real*>(store.row(head, 0));
-    window.stride = store.row_bytes / static_cast<index_t>(sizeof(Real));
-    window.capacity = store.capacity;
-    return window;
-  }
-  window.data = scratch;
-  window.stride = round_up(store.dim, row_multiple);
-  window.first = range.first;
-  window.capacity = max(1, range.size());
-  if (treatment == row_treatment::turn_to_zero) turner.move_to(0);
-  const index_t bytes = min(store.row_bytes, store.dim * static_cast<index_t>(sizeof(Real)));
-  for (index_t key = range.first; key < range.last; ++key) {
-    if (key + rows_ahead < range.last) prefetch_row(store.row(head, key + rows_ahead), bytes);
-    Real* const copy = scratch + (key - range.first) * window.stride;
-    store.read(kernels, head, key, treatment == row_treatment::as_stored ? copy : row);
-    if (treatment == row_treatment::turn_to_own_position)
-      turner.move_to(first_position + static_cast<std::uint64_t>(key));
-    if (treatment != row_treatment::as_stored) turner.turn(row, copy);
-    for (index_t d = store.dim; d < window.stride; ++d) copy[d] = 0;
-  }
-  return window;
 }
 
 }  // namespace detail

@@ -1,4 +1,4 @@
-// Turns rows by a position encoding, one position at a time.
+// Turns rows by a position encoding.
 #pragma once
 
 #include <lambda_attention/config.hpp>
@@ -12,44 +12,50 @@ namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
 
-// The angles of one position, in memory that the owner of the turner provides: angle_count Reals, aligned.
+// The angles of consecutive positions, in memory that the owner of the turner provides: angle_count Reals for each,
+// aligned.
 template <class Real>
 class row_turner {
  public:
-  static constexpr index_t angle_count = max_head_dim;  // cosines and sines of at most max_head_dim / 2 pairs
+  static index_t angle_count(const position_data& encoding) {
+    return 2 * round_up(encoding.rotation.num_pairs, row_multiple);
+  }
+  static constexpr index_t max_angle_count = max_head_dim;
 
-  row_turner() = default;
   row_turner(const kernel_table<Real>& kernels, const position_data& encoding, index_t dim, Real* angles)
-      : kernels_(&kernels), encoding_(encoding), dim_(dim), cosines_(angles), sines_(angles + angle_count / 2) {}
+      : kernels_(kernels), encoding_(encoding), dim_(dim), angles_(angles) {}
 
-  // The rows that follow are turned to this position.
-  void move_to(std::uint64_t position) {
-    position_ = position;
-    if (encoding_.rotation.num_pairs > 0) kernels_->cos_sin(encoding_.rotation, position, cosines_, sines_);
+  // The rows that follow are turned to these positions.
+  void move_to(std::uint64_t first, index_t count = 1) {
+    if (count == count_ && first == first_) return;
+    first_ = first;
+    count_ = count;
+    if (encoding_.rotation.num_pairs > 0) kernels_.cos_sin(encoding_.rotation, first, count, angles_);
   }
 
-  // turned = R(position) row. The two may not overlap.
-  void turn(const Real* row, Real* turned) const {
+  // turned = R(position) row, for position i of those. The two may not overlap.
+  void turn(const Real* row, Real* turned, index_t i = 0) const {
     if (encoding_.rotation.num_pairs > 0) {
-      kernels_->rotate(encoding_.rotation, cosines_, sines_, dim_, row, turned);
+      kernels_.rotate(encoding_.rotation, angles_ + i * angle_count(encoding_), dim_, row, turned);
       return;
     }
     std::memcpy(turned, row, static_cast<std::size_t>(dim_) * sizeof(Real));
     if (encoding_.function.self == nullptr) return;
+    const std::uint64_t position = first_ + static_cast<std::uint64_t>(i);
     if constexpr (sizeof(Real) == sizeof(float)) {
-      encoding_.function.turn_f32(encoding_.function.self, position_, turned, dim_);
+      encoding_.function.turn_f32(encoding_.function.self, position, turned, dim_);
     } else {
-      encoding_.function.turn_f64(encoding_.function.self, position_, turned, dim_);
+      encoding_.function.turn_f64(encoding_.function.self, position, turned, dim_);
     }
   }
 
  private:
-  const kernel_table<Real>* kernels_ = nullptr;
+  const kernel_table<Real>& kernels_;
   position_data encoding_;
-  index_t dim_ = 0;
-  std::uint64_t position_ = 0;
-  Real* cosines_ = nullptr;
-  Real* sines_ = nullptr;
+  index_t dim_;
+  Real* angles_;
+  std::uint64_t first_ = 0;
+  index_t count_ = 0;
 };
 
 }  // namespace detail

@@ -39,48 +39,65 @@ LAMBDA_ATTENTION_INLINE vector_of<double> cosine(vector_of<double> xx) {
   return fused(p, xx, broadcast(1.0));
 }
 
-// cosines[p], sines[p] = factor * cos, factor * sin of pair p's angle at `position`; the arrays hold num_pairs rounded up
-// to row_multiple. The leading bits of a 64-bit turn phase say which quarter turn is nearest; shifted out, they leave the
-// signed rest, at most 1/8 turn.
+// The leading bits, as many as a Real has, of position * turns[0 ... lanes); zeros where there are fewer turns.
 template <class Real>
-void cos_sin(const rotation_data& rotation, std::uint64_t position, Real* cosines, Real* sines) {
+LAMBDA_ATTENTION_INLINE bits_of_lanes<Real> leading_phase_bits(const std::uint64_t* turns, index_t num_turns,
+                                                               std::uint64_t position) {
   constexpr int lanes = vectors<Real>::lanes;
-  typedef std::uint64_t unsigned_phases __attribute__((vector_size(8 * lanes)));
-  typedef std::int64_t signed_phases __attribute__((vector_size(8 * lanes)));
-  constexpr int bits = 8 * static_cast<int>(sizeof(Real));
-  constexpr Real turns_per_unit = bits == 32 ? Real(0x1p-34) : Real(0x1p-66);
-  const Real factor = static_cast<Real>(rotation.factor);
-  for (index_t p = 0; p < rotation.num_pairs; p += lanes) {
-    unsigned_phases turns = {};
-    const index_t count = rotation.num_pairs - p < lanes ? rotation.num_pairs - p : lanes;
-    if (count == lanes) {
-      std::memcpy(&turns, rotation.turns + p, sizeof turns);
-    } else {
-      std::memcpy(&turns, rotation.turns + p, static_cast<std::size_t>(count) * sizeof(std::uint64_t));
-    }
-    const unsigned_phases phase = turns * position;
-    const mask_of<Real> quarter = __builtin_convertvector((phase + (std::uint64_t{1} << 61)) >> 62, mask_of<Real>);
-    const mask_of<Real> rest = __builtin_convertvector((signed_phases)(phase << 2) >> (64 - bits), mask_of<Real>);
-    const vector_of<Real> x = __builtin_convertvector(rest, vector_of<Real>) * turns_per_unit;
-    const vector_of<Real> xx = x * x;
-    const vector_of<Real> sine_of_rest = sine_slope(xx) * x;
-    const vector_of<Real> cosine_of_rest = cosine(xx);
-    const mask_of<Real> odd = (quarter & 1) != 0;
-    const vector_of<Real> c = odd ? sine_of_rest : cosine_of_rest;
-    const vector_of<Real> s = odd ? cosine_of_rest : sine_of_rest;
-    const mask_of<Real> c_sign = ((quarter + 1) & 2) << (bits - 2);
-    const mask_of<Real> s_sign = (quarter & 2) << (bits - 2);
-    store(cosines + p, (vector_of<Real>)((mask_of<Real>)c ^ c_sign) * factor);
-    store(sines + p, (vector_of<Real>)((mask_of<Real>)s ^ s_sign) * factor);
+  typedef bits_of_lanes<double> phases;
+  phases phase[lanes * 8 / vector_bytes] = {};
+  if (num_turns >= lanes) {
+    std::memcpy(phase, turns, sizeof phase);
+  } else {
+    std::memcpy(phase, turns, static_cast<std::size_t>(num_turns) * sizeof(std::uint64_t));
+  }
+  if constexpr (sizeof(Real) == sizeof(double)) {
+    return phase[0] * position;
+  } else {
+    return even_lanes((bits_of_lanes<Real>)(phase[0] * position >> 32),
+                      (bits_of_lanes<Real>)(phase[1] * position >> 32));
   }
 }
 
-// rotated = R row, by the angles that cos_sin has found. The two may not overlap.
+// For each of `count` positions factor * cos of every pair's angle, then factor * sin, both num_pairs rounded up to
+// row_multiple. The leading bits of a 64-bit turn phase say which quarter turn is nearest; shifted out, they leave the
+// signed rest, at most 1/8 turn.
 template <class Real>
-void rotate(const rotation_data& rotation, const Real* cosines, const Real* sines, index_t dim,
-            const Real* __restrict row, Real* __restrict rotated) {
+void cos_sin(const rotation_data& rotation, std::uint64_t first, index_t count, Real* angles) {
+  constexpr int lanes = vectors<Real>::lanes;
+  constexpr int bits = 8 * static_cast<int>(sizeof(Real));
+  constexpr Real turns_per_unit = bits == 32 ? Real(0x1p-34) : Real(0x1p-66);
+  const Real factor = static_cast<Real>(rotation.factor);
+  const index_t padded_pairs = (rotation.num_pairs + row_multiple - 1) / row_multiple * row_multiple;
+  for (index_t i = 0; i < count; ++i, angles += 2 * padded_pairs) {
+    const std::uint64_t position = first + static_cast<std::uint64_t>(i);
+    for (index_t p = 0; p < rotation.num_pairs; p += lanes) {
+      const bits_of_lanes<Real> phase = leading_phase_bits<Real>(rotation.turns + p, rotation.num_pairs - p, position);
+      const bits_of_lanes<Real> quarter = (phase + ((bits_of_lanes<Real>{} + 1) << (bits - 3))) >> (bits - 2);
+      const mask_of<Real> rest = (mask_of<Real>)(phase << 2);
+      const vector_of<Real> x = __builtin_convertvector(rest, vector_of<Real>) * turns_per_unit;
+      const vector_of<Real> xx = x * x;
+      const vector_of<Real> sine_of_rest = sine_slope(xx) * x;
+      const vector_of<Real> cosine_of_rest = cosine(xx);
+      const mask_of<Real> odd = (quarter & 1) != 0;
+      const vector_of<Real> c = odd ? sine_of_rest : cosine_of_rest;
+      const vector_of<Real> s = odd ? cosine_of_rest : sine_of_rest;
+      const bits_of_lanes<Real> c_sign = ((quarter + 1) & 2) << (bits - 2);
+      const bits_of_lanes<Real> s_sign = (quarter & 2) << (bits - 2);
+      store(angles + p, (vector_of<Real>)((bits_of_lanes<Real>)c ^ c_sign) * factor);
+      store(angles + padded_pairs + p, (vector_of<Real>)((bits_of_lanes<Real>)s ^ s_sign) * factor);
+    }
+  }
+}
+
+// rotated = R row, by the angles of one position as cos_sin has left them. The two may not overlap.
+template <class Real>
+void rotate(const rotation_data& rotation, const Real* angles, index_t dim, const Real* __restrict row,
+            Real* __restrict rotated) {
   constexpr index_t lanes = vectors<Real>::lanes;
   const index_t pairs = rotation.num_pairs;
+  const Real* const cosines = angles;
+  const Real* const sines = angles + (pairs + row_multiple - 1) / row_multiple * row_multiple;
   if (rotation.layout == pair_layout::half_split) {
     index_t p = 0;
     for (; p + lanes <= pairs; p += lanes) {
@@ -126,23 +143,22 @@ inline constexpr index_t element_bytes = Format == row_format::f64              
                                                                                                    : 1;
 
 template <row_format Format, class Real>
-void read_elements(const unsigned char* source, index_t count, float scale, Real* row) {
+void read_elements(const unsigned char* source, index_t count, Real scale, Real* row) {
   constexpr index_t lanes = vectors<Real>::lanes;
   constexpr index_t bytes = element_bytes<Format>;
-  const Real factor = static_cast<Real>(scale);
   index_t i = 0;
-  for (; i + lanes <= count; i += lanes) store_loose(row + i, load_stored<Format, Real>(source + i * bytes) * factor);
+  for (; i + lanes <= count; i += lanes) store_loose(row + i, load_stored<Format, Real>(source + i * bytes) * scale);
   if (i == count) return;
   unsigned char rest[vector_bytes] = {};
   std::memcpy(rest, source + i * bytes, static_cast<std::size_t>((count - i) * bytes));
-  const vector_of<Real> numbers = load_stored<Format, Real>(rest) * factor;
+  const vector_of<Real> numbers = load_stored<Format, Real>(rest) * scale;
   std::memcpy(row + i, &numbers, static_cast<std::size_t>(count - i) * sizeof(Real));
 }
 
 // row = the `count` elements at `source`, each times `scale`. The format is a built-in one; for kernels that compute in
 // double, any of float, double, half and bfloat16.
 template <class Real>
-void read_row(row_format format, const void* source, index_t count, float scale, Real* row) {
+void read_row(row_format format, const void* source, index_t count, Real scale, Real* row) {
   const unsigned char* const bytes = static_cast<const unsigned char*>(source);
   if constexpr (sizeof(Real) == 4) {
     if (format == row_format::f32) return read_elements<row_format::f32>(bytes, count, scale, row);
@@ -150,14 +166,14 @@ void read_row(row_format format, const void* source, index_t count, float scale,
     if (format == row_format::bf16) return read_elements<row_format::bf16>(bytes, count, scale, row);
     if (format == row_format::int8) return read_elements<row_format::int8>(bytes, count, scale, row);
     const double* const numbers = static_cast<const double*>(source);
-    for (index_t i = 0; i < count; ++i) row[i] = static_cast<float>(numbers[i]);
+    for (index_t i = 0; i < count; ++i) row[i] = static_cast<float>(numbers[i]) * scale;
   } else {
     if (format == row_format::f64) return read_elements<row_format::f64>(bytes, count, scale, row);
     alignas(64) float chunk[64];
     for (index_t i = 0; i < count; i += 64) {
       const index_t size = count - i < 64 ? count - i : 64;
-      read_row<float>(format, bytes + i * (format == row_format::f32 ? 4 : 2), size, scale, chunk);
-      for (index_t j = 0; j < size; ++j) row[i + j] = static_cast<double>(chunk[j]);
+      read_row<float>(format, bytes + i * (format == row_format::f32 ? 4 : 2), size, 1.0f, chunk);
+      for (index_t j = 0; j < size; ++j) row[i + j] = static_cast<double>(chunk[j]) * scale;
     }
   }
 }
@@ -165,7 +181,9 @@ void read_row(row_format format, const void* source, index_t count, float scale,
 // The reverse, rounding to nearest; not int8.
 template <class Real>
 void write_row(row_format format, const Real* row, index_t count, void* destination) {
-  if (format == row_format::f32) {
+  if (format == (sizeof(Real) == 4 ? row_format::f32 : row_format::f64)) {
+    std::memcpy(destination, row, static_cast<std::size_t>(count) * sizeof(Real));
+  } else if (format == row_format::f32) {
     float* const numbers = static_cast<float*>(destination);
     for (index_t i = 0; i < count; ++i) numbers[i] = static_cast<float>(row[i]);
   } else if (format == row_format::f64) {

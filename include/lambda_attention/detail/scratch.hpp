@@ -4,7 +4,6 @@
 #include <lambda_attention/config.hpp>
 #include <lambda_attention/detail/buffer.hpp>
 #include <lambda_attention/detail/plan.hpp>
-#include <lambda_attention/detail/row_turner.hpp>
 
 namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
@@ -28,8 +27,13 @@ class scratch_arena {
   index_t used_ = 0;
 };
 
+// Queries that are taken together: the rows that they see are copied, then their tiles run. A tile is a part of a chunk, so
+// this is a multiple of every tile's positions.
+inline constexpr index_t queries_per_chunk = 64;
+
 // What one worker needs to hold, over all jobs of a call.
 struct scratch_sizes {
+  index_t angles = 0;  // of one position
   index_t head_dim = 0;
   index_t v_head_dim = 0;
   index_t key_elements[num_key_kinds] = {};
@@ -41,10 +45,12 @@ struct scratch_sizes {
 
 template <class Real>
 struct worker_scratch {
-  Real* angles;      // of the position that rows are being turned to
-  Real* far_angles;  // of the far query position
+  Real* angles;       // of the positions of a chunk
+  Real* far_angles;   // of the far query position
+  Real* zero_angles;  // of position 0
   Real* row;
-  Real* turned_row;
+  Real* rows;   // of one column of a tile, one head
+  Real* scale;  // of each lane of a vector
   Real* keys[num_key_kinds];
   Real* sink_values;
   Real* window_values;
@@ -56,11 +62,12 @@ struct worker_scratch {
   Real* position;
 
   worker_scratch(scratch_arena& arena, const scratch_sizes& sizes) {
-    constexpr index_t angle_count = row_turner<Real>::angle_count;
-    angles = arena.take<Real>(angle_count);
-    far_angles = arena.take<Real>(angle_count);
+    angles = arena.take<Real>(sizes.angles * queries_per_chunk);
+    far_angles = arena.take<Real>(sizes.angles);
+    zero_angles = arena.take<Real>(sizes.angles);
     row = arena.take<Real>(max_head_dim);
-    turned_row = arena.take<Real>(max_head_dim);
+    rows = arena.take<Real>(max(sizes.head_dim, sizes.v_head_dim) * sizes.width);
+    scale = arena.take<Real>(sizes.width);
     for (int kind = 0; kind < num_key_kinds; ++kind) keys[kind] = arena.take<Real>(sizes.key_elements[kind]);
     sink_values = arena.take<Real>(sizes.sink_value_elements);
     window_values = arena.take<Real>(sizes.window_value_elements);

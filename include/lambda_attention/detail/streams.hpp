@@ -84,7 +84,7 @@ index_t stream_scratch_bytes(const kernel_table<Real>& kernels, const cache_core
     q.tokens = out.tokens = count;
     const attention_job<Real> job =
         stream_job(q, out, cache, saturating_add(seen, count), encoding, attention_options{});
-    return call_bytes(kernels, job_list<Real>{&job, 1}, num_workers);
+    return call_bytes(kernels, job_list<Real>(&job, 1, num_workers));
   };
   // Few tokens are read position by position, which takes another scratch than tiles.
   return job_bytes<Real>(1) + max(bytes_for(tokens), bytes_for(min(tokens, attention_job<Real>::most_by_position)));
@@ -111,9 +111,10 @@ class stream_runner {
   // All rounds. Whatever can fail but the executor fails before a row is written.
   template <class Executor>
   void run(Executor& executor) {
-    for (index_t round = 0; begin_round(round, executor.num_workers()); ++round) {
+    const index_t num_workers = executor.num_workers();
+    for (index_t round = 0; begin_round(round, num_workers); ++round) {
       for (index_t s = 0; s < num_streams_; ++s) write(streams_[s], round);
-      run_jobs(kernels_, job_list<real>{jobs(), num_jobs_}, memory_, jobs_bytes_, executor);
+      run_jobs(kernels_, job_list<real>(jobs(), num_jobs_, num_workers), memory_, jobs_bytes_, executor);
       for (index_t s = 0; s < num_streams_; ++s) count_in(streams_[s], round);
     }
   }

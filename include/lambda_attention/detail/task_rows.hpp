@@ -9,81 +9,195 @@
 #include <lambda_attention/detail/row_turner.hpp>
 #include <lambda_attention/detail/scratch.hpp>
 
+#include <cstdint>
+
 namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
 
-// The rows that one task reads, where a kernel can read them.
-template <class Real>
-struct task_rows {
-  row_window<Real> keys[num_key_kinds];
-  row_window<Real> sink_values;
-  row_window<Real> window_values;
+// Sinks and keys of the window that the queries [first, last) see, at any distance: those whose values they need.
+inline index_range sinks_seen(const plan_shape& plan, index_t last) { return plan.shape.sink_keys(last - 1); }
+inline index_range window_seen(const plan_shape& plan, index_t first, index_t last) {
+  return {plan.shape.window_keys(first).first, last};
+}
 
-  const row_window<Real>& values(key_kind kind) const { return is_sink(kind) ? sink_values : window_values; }
+// Rows that a ring must hold of what a job's queries see of one kind: all of them, or those that the queries of a chunk
+// see, at `span` + 1 distances each.
+constexpr index_t ring_rows(index_range seen, index_t span) {
+  return max(0, min(seen.size(), saturating_add(span, queries_per_chunk)));
+}
+template <class Real>
+index_t key_ring_rows(const attention_job<Real>& job, key_kind kind) {
+  const key_band band = job.plan.band(kind, job.first_query, job.num_tokens());
+  return ring_rows(band.keys, band.farthest - band.nearest);
+}
+template <class Real>
+index_t window_value_ring_rows(const attention_job<Real>& job) {
+  return ring_rows(window_seen(job.plan, job.first_query, job.num_tokens()), max(0, job.plan.shape.window - 1));
+}
+template <class Real>
+index_t sink_value_ring_rows(const attention_job<Real>& job) {
+  return sinks_seen(job.plan, job.num_tokens()).size();
+}
+
+// The rows of one KV head that the queries of a chunk see, read where they lie if a kernel can, or else copied to rings in
+// scratch as the queries advance, so that each is turned, widened or gathered once:
+//
+//     keys    ... forgotten | held since earlier chunks | copied for this chunk | ...
+template <class Real>
+class task_rows {
+ public:
+  // `place`: of the head among those of the task.
+  task_rows(const kernel_table<Real>& kernels, const attention_job<Real>& job, index_t kv_head, index_t place,
+            row_turner<Real>& turner, worker_scratch<Real>& scratch)
+      : kernels_(kernels),
+        job_(job),
+        kv_head_(kv_head),
+        turner_(turner),
+        zero_turner_(kernels, job.encoding, job.head_dim(), scratch.zero_angles),
+        row_(scratch.row) {
+    const key_value_rows<Real>& rows = job.rows;
+    for (int k = 0; k < num_key_kinds; ++k)
+      keys_[k] = window_on(rows.keys[k], rows.treatment[k], scratch.keys[k], place,
+                           key_ring_rows(job, static_cast<key_kind>(k)));
+    sink_values_ =
+        window_on(rows.sink_values, row_treatment::as_stored, scratch.sink_values, place, sink_value_ring_rows(job));
+    window_values_ = window_on(rows.window_values, row_treatment::as_stored, scratch.window_values, place,
+                               window_value_ring_rows(job));
+  }
+
+  // Makes what the queries [first, last) see readable, where what [before, first) see, if there are any, is.
+  void advance(index_t before, index_t first, index_t last) {
+    for (int k = 0; k < num_key_kinds; ++k) {
+      const key_kind kind = static_cast<key_kind>(k);
+      const index_range held = before < first ? job_.plan.band(kind, before, first).keys : index_range{0, 0};
+      extend(keys_[k], job_.rows.keys[k], job_.rows.treatment[k], held, job_.plan.band(kind, first, last).keys, first);
+    }
+    const index_range sinks_held = before < first ? sinks_seen(job_.plan, first) : index_range{0, 0};
+    const index_range window_held = before < first ? window_seen(job_.plan, before, first) : index_range{0, 0};
+    extend(sink_values_, job_.rows.sink_values, row_treatment::as_stored, sinks_held, sinks_seen(job_.plan, last),
+           first);
+    extend(window_values_, job_.rows.window_values, row_treatment::as_stored, window_held,
+           window_seen(job_.plan, first, last), first);
+  }
+
+  const row_window<Real>& keys(key_kind kind) const { return keys_[static_cast<int>(kind)]; }
+  const row_window<Real>& values(key_kind kind) const { return is_sink(kind) ? sink_values_ : window_values_; }
+
+ private:
+  row_window<Real> window_on(const row_store<Real>& store, row_treatment treatment, Real* rings, index_t place,
+                             index_t capacity) const {
+    if (readable_in_place(store, treatment)) {
+      const Real* const rows = reinterpret_cast<const Real*>(store.row(kv_head_, 0));
+      return {rows, nullptr, store.row_bytes / static_cast<index_t>(sizeof(Real)), store.capacity};
+    }
+    const index_t stride = round_up(store.dim, row_multiple);
+    Real* const ring = rings + place * capacity * stride;
+    return {ring, ring, stride, max(1, capacity)};
+  }
+
+  // Copies the keys of `seen` that are not held, a chunk at a time; the last chunk is that of the queries, which are turned
+  // by the same angles.
+  void extend(const row_window<Real>& window, const row_store<Real>& store, row_treatment treatment, index_range held,
+              index_range seen, index_t first_query) {
+    if (window.ring == nullptr) return;
+    for (index_t key = max(held.last, seen.first); key < seen.last;) {
+      const index_t end = min(seen.last, key < first_query ? min(first_query, key + queries_per_chunk) : seen.last);
+      if (treatment == row_treatment::turn_to_own_position)
+        turner_.move_to(job_.first_position + static_cast<std::uint64_t>(key), end - key);
+      if (treatment == row_treatment::turn_to_zero) zero_turner_.move_to(0);
+      for (const index_t first = key; key < end;) {
+        const index_t run = min(end - key, min(store.run_length(key), window.run_length(key)));
+        copy_run(window, store, treatment, key, run, key - first);
+        key += run;
+      }
+    }
+  }
+
+  // Keys whose rows lie one after the other, there and here. The first is at position `position` of the turner.
+  void copy_run(const row_window<Real>& window, const row_store<Real>& store, row_treatment treatment,
+                index_t first_key, index_t count, index_t position) {
+    const unsigned char* source = store.row(kv_head_, first_key);
+    const float* const scales = store.scale(kv_head_, first_key);
+    Real* copy = window.ring + first_key % window.capacity * window.stride;
+    for (index_t i = 0; i < count; ++i, source += store.row_bytes, copy += window.stride) {
+      if (i + rows_ahead < count) prefetch_row(source + rows_ahead * store.row_bytes, store.bytes_read());
+      const float scale = scales == nullptr ? 1.0f : scales[i];
+      if (treatment == row_treatment::as_stored) {
+        store.read(kernels_, source, scale, copy);
+      } else if (treatment == row_treatment::turn_to_zero) {
+        zero_turner_.turn(store.numbers(kernels_, source, scale, row_), copy);
+      } else {
+        turner_.turn(store.numbers(kernels_, source, scale, row_), copy, position + i);
+      }
+      for (index_t d = store.dim; d < window.stride; ++d) copy[d] = 0;
+    }
+  }
+
+  const kernel_table<Real>& kernels_;
+  const attention_job<Real>& job_;
+  index_t kv_head_;
+  row_turner<Real>& turner_;
+  row_turner<Real> zero_turner_;
+  Real* row_;
+  row_window<Real> keys_[num_key_kinds];
+  row_window<Real> sink_values_;
+  row_window<Real> window_values_;
 };
 
-// Sinks and keys of the window that the queries [first, last) may see, at any distance: those whose values they need.
+// Elements of the rings of one head.
 template <class Real>
-index_range sinks_seen(const attention_job<Real>& job, index_t last) {
-  return job.plan.shape.sink_keys(last - 1);
-}
-template <class Real>
-index_range window_seen(const attention_job<Real>& job, index_t first, index_t last) {
-  return {job.plan.shape.window_keys(first).first, last};
-}
-
-template <class Real>
-task_rows<Real> rows_for(const kernel_table<Real>& kernels, const attention_job<Real>& job, index_t kv_head,
-                         index_t first, index_t last, worker_scratch<Real>& scratch) {
-  const key_value_rows<Real>& rows = job.rows;
-  row_turner<Real> turner(kernels, job.encoding, job.head_dim(), scratch.angles);
-  task_rows<Real> result;
-  for (int k = 0; k < num_key_kinds; ++k) {
-    const index_range seen = job.plan.band(static_cast<key_kind>(k), first, last).keys;
-    if (seen.size() > 0)
-      result.keys[k] = window_of(kernels, rows.keys[k], rows.treatment[k], kv_head, seen, job.first_position, turner,
-                                 scratch.keys[k], scratch.row);
-  }
-  result.sink_values = window_of(kernels, rows.sink_values, row_treatment::as_stored, kv_head, sinks_seen(job, last), 0,
-                                 turner, scratch.sink_values, scratch.row);
-  result.window_values = window_of(kernels, rows.window_values, row_treatment::as_stored, kv_head,
-                                   window_seen(job, first, last), 0, turner, scratch.window_values, scratch.row);
-  return result;
-}
-
-// Enlarges `sizes` to what the copies of one task's rows take.
-template <class Real>
-void add_row_sizes(const attention_job<Real>& job, index_t first, index_t last, scratch_sizes& sizes) {
+scratch_sizes row_sizes(const attention_job<Real>& job) {
   const key_value_rows<Real>& rows = job.rows;
   const index_t padded_dim = round_up(job.head_dim(), row_multiple);
   const index_t padded_v_dim = round_up(job.v_head_dim(), row_multiple);
-  for (int k = 0; k < num_key_kinds; ++k) {
-    if (readable_in_place(rows.keys[k], rows.treatment[k])) continue;
-    const index_t seen = job.plan.band(static_cast<key_kind>(k), first, last).keys.size();
-    sizes.key_elements[k] = max(sizes.key_elements[k], seen * padded_dim);
-  }
+  scratch_sizes sizes;
+  for (int k = 0; k < num_key_kinds; ++k)
+    if (!readable_in_place(rows.keys[k], rows.treatment[k]))
+      sizes.key_elements[k] = key_ring_rows(job, static_cast<key_kind>(k)) * padded_dim;
   if (!readable_in_place(rows.sink_values, row_treatment::as_stored))
-    sizes.sink_value_elements = max(sizes.sink_value_elements, sinks_seen(job, last).size() * padded_v_dim);
+    sizes.sink_value_elements = sink_value_ring_rows(job) * padded_v_dim;
   if (!readable_in_place(rows.window_values, row_treatment::as_stored))
-    sizes.window_value_elements = max(sizes.window_value_elements, window_seen(job, first, last).size() * padded_v_dim);
+    sizes.window_value_elements = window_value_ring_rows(job) * padded_v_dim;
+  return sizes;
+}
+
+// KV heads that a task takes through its chunks together. Where the rows of a token's heads share a page of memory, a page
+// is then looked up once for all of them, not once for each; a lookup costs about what four queries' copies do. Their rings
+// should stay in a core's share of the cache.
+template <class Real>
+index_t heads_per_task(const attention_job<Real>& job) {
+  constexpr index_t page = 4096, most_bytes = 6 << 20;
+  if (job.by_position() || job.rows.keys[static_cast<int>(key_kind::window_near)].head_bytes >= page) return 1;
+  const scratch_sizes sizes = row_sizes(job);
+  index_t elements = sizes.sink_value_elements + sizes.window_value_elements;
+  for (const index_t key_elements : sizes.key_elements) elements += key_elements;
+  const index_t most = max(1, most_bytes / (max(1, elements) * static_cast<index_t>(sizeof(Real))));
+  const index_t num_sets = (job.num_kv_heads + most - 1) / most;
+  return (job.num_kv_heads + num_sets - 1) / num_sets;
 }
 
 // Enlarges `sizes` to what `job` takes.
 template <class Real>
 void add_sizes(const kernel_table<Real>& kernels, const attention_job<Real>& job, scratch_sizes& sizes) {
+  if (job.q.tokens == 0) return;
+  sizes.angles = max(sizes.angles, row_turner<Real>::angle_count(job.encoding));
   sizes.head_dim = max(sizes.head_dim, round_up(job.head_dim(), row_multiple));
   sizes.v_head_dim = max(sizes.v_head_dim, round_up(job.v_head_dim(), row_multiple));
   sizes.width = max(kernels.lanes * kernels.tile_vectors, max_tile_vectors);
   sizes.scores = max(sizes.scores, keys_per_block * sizes.width);
-  const index_t step = job.queries_per_task();
-  for (index_t first = job.first_query; first < job.num_tokens(); first += step) {
-    const index_t last = min(first + step, job.num_tokens());
-    if (!job.as_stored()) add_row_sizes(job, first, last, sizes);
-    if (!job.by_position()) continue;
-    const index_t keys = sinks_seen(job, last).size() + window_seen(job, first, last).size();
-    sizes.scores = max(sizes.scores, max_tile_vectors * round_up(keys + row_multiple, row_multiple));
+  if (!job.as_stored()) {
+    const scratch_sizes rows = row_sizes(job);
+    const index_t heads = heads_per_task(job);
+    for (int k = 0; k < num_key_kinds; ++k)
+      sizes.key_elements[k] = max(sizes.key_elements[k], heads * rows.key_elements[k]);
+    sizes.sink_value_elements = max(sizes.sink_value_elements, heads * rows.sink_value_elements);
+    sizes.window_value_elements = max(sizes.window_value_elements, heads * rows.window_value_elements);
   }
+  if (!job.by_position()) return;
+  const index_t keys =
+      sinks_seen(job.plan, job.num_tokens()).size() + window_seen(job.plan, job.first_query, job.num_tokens()).size();
+  sizes.scores = max(sizes.scores, max_tile_vectors * round_up(keys + row_multiple, row_multiple));
 }
 
 }  // namespace detail

@@ -52,6 +52,7 @@ struct tensor {
   index_t token_bytes() const { return token_stride * element_size; }
   index_t head_bytes() const { return head_stride * element_size; }
 
+  index_t row_bytes() const { return dim * element_size; }
   unsigned char* row(index_t token, index_t head) const {
     return data + (token * token_stride + head * head_stride) * element_size;
   }

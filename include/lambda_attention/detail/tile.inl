@@ -9,10 +9,11 @@ template <class Real>
 void begin_tile(tile_state<Real>& tile) {
   constexpr int lanes = vectors<Real>::lanes;
   for (index_t lane = 0; lane < tile.width; lane += lanes) {
-    store(tile.running_max + lane, broadcast(Real(hidden_score)));
+    store(tile.running_max + lane, broadcast(Real(first_running_max)));
     store(tile.sum + lane, broadcast(Real(0)));
   }
-  for (index_t i = 0; i < tile.v_head_dim * tile.width; i += lanes) store(tile.output + i, broadcast(Real(0)));
+  const index_t padded_dim = (tile.v_head_dim + row_multiple - 1) / row_multiple * row_multiple;
+  for (index_t i = 0; i < padded_dim * tile.width; i += lanes) store(tile.output + i, broadcast(Real(0)));
 }
 
 // acc[k][v] = <key k, queries of vector v>
@@ -145,11 +146,11 @@ LAMBDA_ATTENTION_INLINE void adjust_and_mask(const tile_state<Real>& tile, const
   LAMBDA_ATTENTION_UNROLL
   for (int v = 0; v < Vectors; ++v) {
     const vector_of<Real> position = load(tile.position + (first + v) * lanes);
+    const vector_of<Real> above_lowest = position - static_cast<Real>(keys.lowest + first_key);
+    const vector_of<Real> below_highest = static_cast<Real>(keys.highest + first_key) - position;
     LAMBDA_ATTENTION_UNROLL
     for (int k = 0; k < Keys; ++k) {
-      const Real lowest = static_cast<Real>(keys.lowest + first_key + k);
-      const Real highest = static_cast<Real>(keys.highest + first_key + k);
-      const mask_of<Real> visible = (position >= lowest) & (position <= highest);
+      const mask_of<Real> visible = (above_lowest >= Real(k)) & (below_highest >= Real(-k));
       acc[k][v] = visible ? acc[k][v] : broadcast(Real(hidden_score));
     }
   }
@@ -187,9 +188,7 @@ LAMBDA_ATTENTION_INLINE void score_block(tile_state<Real>& tile, const tile_keys
     vector_of<Real> sum = {};
     LAMBDA_ATTENTION_UNROLL
     for (int k = 0; k < Keys; ++k) {
-      vector_of<Real> weight = exp2<Real>(acc[k][v] - max);
-      // While a lane has seen no key its maximum is hidden_score too.
-      if (keys.masked) weight = acc[k][v] <= Real(hidden_score) ? broadcast(Real(0)) : weight;
+      const vector_of<Real> weight = exp2<Real>(acc[k][v] - max);
       store(row + first_lane + k * tile.width + v * lanes, weight);
       sum += weight;
     }
@@ -236,28 +235,35 @@ LAMBDA_ATTENTION_INLINE void value_block(Real* __restrict output, const Real* __
 // The register blocks: as many keys (dims) as keep the accumulators, one row of queries (weights) and a broadcast in
 // registers: 16 accumulators of 32 registers, 8 of 16.
 template <int Vectors>
-inline constexpr int rows_per_block = (vector_bytes == 64 ? 16 : 8) / Vectors;
+inline constexpr int rows_per_block = (vector_bytes == 64 ? 16 : 8) / (Vectors == 3 ? 4 : Vectors);
+
+// Blocks of `Rows` rows, and of fewer for the rest.
+template <int Rows, int Vectors, class Real>
+LAMBDA_ATTENTION_INLINE void score_keys(tile_state<Real>& tile, const tile_keys<Real>& keys, index_t first, index_t k,
+                                        index_t size) {
+  for (; k + Rows <= size; k += Rows) score_block<Rows, Vectors>(tile, keys, first + k, k);
+  if constexpr (Rows > 1) score_keys<Rows / 2, Vectors>(tile, keys, first, k, size);
+}
+template <int Rows, int Vectors, class Real>
+LAMBDA_ATTENTION_INLINE void add_weighted_values(Real* output, const Real* weights, index_t width, const Real* values,
+                                                 index_t value_stride, index_t num_keys, index_t d, index_t dim) {
+  for (; d + Rows <= dim; d += Rows)
+    value_block<Rows, Vectors>(output + d * width, weights, width, values + d, value_stride, num_keys);
+  if constexpr (Rows > 1)
+    add_weighted_values<Rows / 2, Vectors>(output, weights, width, values, value_stride, num_keys, d, dim);
+}
 
 template <int Vectors, class Real>
 __attribute__((noinline)) void add_keys_to(tile_state<Real>& tile, const tile_keys<Real>& keys) {
-  constexpr int lanes = vectors<Real>::lanes;
   constexpr int rows = rows_per_block<Vectors>;
-  const index_t first_lane = keys.first_vector * lanes;
+  const index_t first_lane = keys.first_vector * vectors<Real>::lanes;
   for (index_t first = 0; first < keys.num_keys; first += keys_per_block) {
     const index_t rest = keys.num_keys - first;
     const index_t size = rest < keys_per_block ? rest : keys_per_block;
-    index_t k = 0;
-    for (; k + rows <= size; k += rows) score_block<rows, Vectors>(tile, keys, first + k, k);
-    for (; k < size; ++k) score_block<1, Vectors>(tile, keys, first + k, k);
-
-    const Real* const weights = tile.scores + first_lane;
-    const Real* const values = keys.values + first * keys.value_stride;
-    Real* const output = tile.output + first_lane;
-    index_t d = 0;
-    for (; d + rows <= tile.v_head_dim; d += rows)
-      value_block<rows, Vectors>(output + d * tile.width, weights, tile.width, values + d, keys.value_stride, size);
-    for (; d < tile.v_head_dim; ++d)
-      value_block<1, Vectors>(output + d * tile.width, weights, tile.width, values + d, keys.value_stride, size);
+    score_keys<rows, Vectors>(tile, keys, first, 0, size);
+    add_weighted_values<rows, Vectors>(tile.output + first_lane, tile.scores + first_lane, tile.width,
+                                       keys.values + first * keys.value_stride, keys.value_stride, size, 0,
+                                       tile.v_head_dim);
   }
 }
 
@@ -271,12 +277,31 @@ void add_keys(tile_state<Real>& tile, const tile_keys<Real>& keys) {
   if (keys.num_vectors == 1) add_keys_to<1>(tile, keys);
 }
 
+// `lanes` rows times `scale` to one vector of a panel, and one vector of a panel to `lanes` rows, lane l times scale[l].
+// Rows and panels have room for dim rounded up to row_multiple.
 template <class Real>
-void pack_lane(const Real* row, index_t dim, Real* panel, index_t width, index_t lane) {
-  for (index_t d = 0; d < dim; ++d) panel[d * width + lane] = row[d];
+void pack(const Real* rows, index_t row_stride, index_t dim, Real scale, Real* panel, index_t width) {
+  constexpr int lanes = vectors<Real>::lanes;
+  for (index_t d = 0; d < dim; d += lanes) {
+    vector_of<Real> block[lanes];
+    LAMBDA_ATTENTION_UNROLL
+    for (int i = 0; i < lanes; ++i) block[i] = load(rows + i * row_stride + d) * scale;
+    transpose<Real>(block);
+    LAMBDA_ATTENTION_UNROLL
+    for (int i = 0; i < lanes; ++i) store(panel + (d + i) * width, block[i]);
+  }
 }
 
 template <class Real>
-void unpack_lane(const Real* panel, index_t width, index_t lane, Real scale, index_t dim, Real* row) {
-  for (index_t d = 0; d < dim; ++d) row[d] = panel[d * width + lane] * scale;
+void unpack(const Real* panel, index_t width, const Real* scale, index_t dim, Real* rows, index_t row_stride) {
+  constexpr int lanes = vectors<Real>::lanes;
+  const vector_of<Real> factor = load(scale);
+  for (index_t d = 0; d < dim; d += lanes) {
+    vector_of<Real> block[lanes];
+    LAMBDA_ATTENTION_UNROLL
+    for (int i = 0; i < lanes; ++i) block[i] = load(panel + (d + i) * width) * factor;
+    transpose<Real>(block);
+    LAMBDA_ATTENTION_UNROLL
+    for (int i = 0; i < lanes; ++i) store(rows + i * row_stride + d, block[i]);
+  }
 }

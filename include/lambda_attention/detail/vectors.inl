@@ -23,6 +23,58 @@ LAMBDA_ATTENTION_INLINE vector_of<Real> broadcast(Real x) {
   return x - vector_of<Real>{};
 }
 
+// Two rows of lanes, a and b, woven into one another: the lower half of a0 b0 a1 b1 ..., and the upper.
+template <class Vector>
+LAMBDA_ATTENTION_INLINE Vector weave_lower(Vector a, Vector b) {
+  constexpr int lanes = sizeof(Vector) / sizeof(a[0]);
+  if constexpr (lanes == 2) return __builtin_shufflevector(a, b, 0, 2);
+  if constexpr (lanes == 4) return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  if constexpr (lanes == 8) return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+  if constexpr (lanes == 16)
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+template <class Vector>
+LAMBDA_ATTENTION_INLINE Vector weave_upper(Vector a, Vector b) {
+  constexpr int lanes = sizeof(Vector) / sizeof(a[0]);
+  if constexpr (lanes == 2) return __builtin_shufflevector(a, b, 1, 3);
+  if constexpr (lanes == 4) return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  if constexpr (lanes == 8) return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  if constexpr (lanes == 16)
+    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+
+// A square of numbers, a vector a row, transposed. Weaving rows i and i + lanes / 2 into rows 2i and 2i + 1 turns the bits
+// of (row, column), written one after the other, by one place; after as many rounds as a column has bits the two have
+// changed places.
+template <class Real, int Rounds>
+LAMBDA_ATTENTION_INLINE void weave_rows(vector_of<Real> (&rows)[vectors<Real>::lanes]) {
+  constexpr int half = vectors<Real>::lanes / 2;
+  vector_of<Real> woven[2 * half];
+  LAMBDA_ATTENTION_UNROLL
+  for (int i = 0; i < half; ++i) {
+    woven[2 * i] = weave_lower(rows[i], rows[i + half]);
+    woven[2 * i + 1] = weave_upper(rows[i], rows[i + half]);
+  }
+  LAMBDA_ATTENTION_UNROLL
+  for (int i = 0; i < 2 * half; ++i) rows[i] = woven[i];
+  if constexpr (Rounds > 1) weave_rows<Real, Rounds - 1>(rows);
+}
+template <class Real>
+LAMBDA_ATTENTION_INLINE void transpose(vector_of<Real> (&rows)[vectors<Real>::lanes]) {
+  constexpr int lanes = vectors<Real>::lanes;
+  weave_rows<Real, lanes == 16 ? 4 : lanes == 8 ? 3 : lanes == 4 ? 2 : 1>(rows);
+}
+
+// The even elements of a and b, in order.
+template <class Vector>
+LAMBDA_ATTENTION_INLINE Vector even_lanes(Vector a, Vector b) {
+  constexpr int lanes = sizeof(Vector) / sizeof(a[0]);
+  if constexpr (lanes == 4) return __builtin_shufflevector(a, b, 0, 2, 4, 6);
+  if constexpr (lanes == 8) return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+  if constexpr (lanes == 16)
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+}
+
 // The sum of `Lanes` lanes, by halves; the copies become register moves.
 template <class Real, int Lanes, class Vector>
 LAMBDA_ATTENTION_INLINE Real sum_by_halves(Vector x) {

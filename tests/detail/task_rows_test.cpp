@@ -1,0 +1,171 @@
+#include <lambda_attention/detail/buffer.hpp>
+#include <lambda_attention/detail/task_rows.hpp>
+#include <lambda_attention/position/rope.hpp>
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace la = lambda_attention;
+using la::index_t;
+using la::detail::attention_job;
+using la::detail::key_kind;
+using la::detail::queries_per_chunk;
+using la::detail::row_treatment;
+using la::detail::row_turner;
+using la::detail::task_rows;
+
+namespace {
+
+constexpr index_t tokens = 300, heads = 3, dim = 20, padded = 32;
+constexpr std::uint64_t first_position = 1000;
+
+const auto& kernels = la::detail::kernels_for<float>(la::isa_level::automatic);
+
+// Numbers that every format holds exactly, different in all rows.
+template <class T>
+std::vector<T> counting() {
+  std::vector<T> numbers;
+  for (index_t i = 0; i < tokens * heads * dim; ++i) numbers.push_back(static_cast<T>(static_cast<float>(i * 7 % 251)));
+  return numbers;
+}
+
+// Keys and values of type T, [tokens, heads, dim].
+template <class T>
+struct sequence {
+  std::vector<T> k = counting<T>();
+  std::vector<float> q = std::vector<float>(tokens * heads * dim);
+  la::rope position{dim};
+  attention_job<float> job = {};
+
+  explicit sequence(const la::lambda_shape& shape, row_treatment treatment = row_treatment::as_stored) {
+    const auto store = la::detail::store_of<float>(la::detail::erase(la::token_major(k.data(), tokens, heads, dim)));
+    job.q = job.out = la::detail::erase(la::token_major(q.data(), tokens, heads, dim));
+    job.num_kv_heads = heads;
+    job.first_position = first_position;
+    job.plan = {shape, true};
+    job.encoding = position.data();
+    for (row_treatment& each : job.rows.treatment) each = treatment;
+    for (auto& keys : job.rows.keys) keys = store;
+    job.rows.sink_values = job.rows.window_values = store;
+  }
+
+  // Row `key` of `head` as a kernel should find it.
+  std::vector<float> right(index_t head, index_t key, row_treatment treatment) const {
+    const std::size_t first = static_cast<std::size_t>((key * heads + head) * dim);
+    std::vector<float> row(k.begin() + static_cast<std::ptrdiff_t>(first),
+                           k.begin() + static_cast<std::ptrdiff_t>(first + dim));
+    if (treatment != row_treatment::as_stored) {
+      alignas(64) float angles[row_turner<float>::max_angle_count];
+      row_turner<float> turner(kernels, job.encoding, dim, angles);
+      const std::uint64_t own = first_position + static_cast<std::uint64_t>(key);
+      turner.move_to(treatment == row_treatment::turn_to_own_position ? own : 0);
+      const std::vector<float> stored = row;
+      turner.turn(stored.data(), row.data());
+    }
+    row.resize(padded);
+    return row;
+  }
+};
+
+// Scratch for one worker, filled with what no row holds.
+struct scratch {
+  la::detail::scratch_sizes sizes;
+  la::detail::buffer<unsigned char> memory;
+
+  explicit scratch(const attention_job<float>& job) {
+    la::detail::add_sizes(kernels, job, sizes);
+    la::detail::scratch_arena counter(nullptr);
+    la::detail::worker_scratch<float> unused(counter, sizes);
+    memory = la::detail::buffer<unsigned char>(counter.used());
+    for (index_t i = 0; i < memory.size(); ++i) memory[i] = 0xff;
+  }
+  la::detail::worker_scratch<float> pieces() {
+    la::detail::scratch_arena arena(memory.data());
+    return {arena, sizes};
+  }
+};
+
+// Chunk by chunk over all queries from `first` on, every head in turn: what the queries of a chunk see can be read.
+template <class T>
+void check_all_chunks(const sequence<T>& s, index_t first) {
+  scratch room(s.job);
+  la::detail::worker_scratch<float> pieces = room.pieces();
+  row_turner<float> turner(kernels, s.job.encoding, dim, pieces.angles);
+  index_t before = first;
+  for (index_t last = first; first < tokens; before = first, first = last) {
+    last = std::min(first + queries_per_chunk, tokens);
+    for (index_t head = 0; head < heads; ++head) {
+      task_rows<float> rows(kernels, s.job, head, head, turner, pieces);
+      rows.advance(before, first, last);
+      for (int k = 0; k < la::detail::num_key_kinds; ++k) {
+        const key_kind kind = static_cast<key_kind>(k);
+        const la::index_range seen = s.job.plan.band(kind, first, last).keys;
+        for (index_t key = seen.first; key < seen.last; ++key) {
+          const float* const row = rows.keys(kind).row(key);
+          ASSERT_EQ(std::vector<float>(row, row + padded), s.right(head, key, s.job.rows.treatment[k]))
+              << "kind " << k << ", head " << head << ", key " << key << ", queries from " << first;
+          const float* const value = rows.values(kind).row(key);
+          ASSERT_EQ(std::vector<float>(value, value + padded), s.right(head, key, row_treatment::as_stored));
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST(TaskRows, AreThoseThatTheQueriesOfAChunkSee) {
+  for (const la::lambda_shape& shape :
+       {la::lm_infinite(5, 100), la::lm_infinite(70, 64), la::streaming_llm(5, 33), la::sliding_window(1),
+        la::lambda_shape{9, 150, 20}, la::lambda_shape{0, 150, 0}, la::lambda_shape{400, 10, 30}, la::full_causal()}) {
+    for (const row_treatment treatment :
+         {row_treatment::as_stored, row_treatment::turn_to_own_position, row_treatment::turn_to_zero}) {
+      SCOPED_TRACE(std::to_string(shape.num_sinks) + " sinks, window " + std::to_string(shape.window));
+      check_all_chunks(sequence<float>(shape, treatment), 0);
+      check_all_chunks(sequence<la::half>(shape, treatment), 128);  // a task in the middle copies what came before
+    }
+  }
+}
+
+// Memory does not grow with the number of tokens: a window and a chunk.
+TEST(TaskRows, RingsHoldAWindowAndAChunk) {
+  sequence<la::half> s(la::lm_infinite(5, 100));
+  EXPECT_EQ(la::detail::key_ring_rows(s.job, key_kind::window_near), 99 + queries_per_chunk);
+  EXPECT_EQ(la::detail::key_ring_rows(s.job, key_kind::sinks_far), 5);
+  EXPECT_EQ(la::detail::window_value_ring_rows(s.job), 99 + queries_per_chunk);
+  s.job.plan.shape = la::full_causal();
+  EXPECT_EQ(la::detail::key_ring_rows(s.job, key_kind::window_near), tokens);
+}
+
+TEST(TaskRows, DenseRowsOfTheKernelsTypeStayWhereTheyAre) {
+  sequence<float> s(la::lm_infinite(5, 100));
+  const auto store = la::detail::store_of<float>(la::detail::erase(la::head_major(s.k.data(), tokens, heads, dim)));
+  for (auto& keys : s.job.rows.keys) keys = store;
+  s.job.rows.sink_values = s.job.rows.window_values = store;
+  scratch room(s.job);
+  la::detail::worker_scratch<float> pieces = room.pieces();
+  row_turner<float> turner(kernels, s.job.encoding, dim, pieces.angles);
+  task_rows<float> rows(kernels, s.job, 1, 0, turner, pieces);
+  rows.advance(0, 0, 64);
+  EXPECT_EQ(rows.keys(key_kind::window_near).row(17), s.k.data() + (tokens + 17) * dim);
+  EXPECT_EQ(rows.values(key_kind::sinks_near).row(2), s.k.data() + (tokens + 2) * dim);
+  EXPECT_EQ(room.sizes.key_elements[static_cast<int>(key_kind::window_near)], 0);
+}
+
+// Heads whose rows share pages of memory go through the chunks together, as many as their rings leave in the cache.
+TEST(TaskRows, OfNeighbouringHeadsAreTakenTogether) {
+  sequence<la::half> s(la::lm_infinite(5, 100));
+  EXPECT_EQ(la::detail::heads_per_task(s.job), heads);
+  for (auto& keys : s.job.rows.keys) keys.head_bytes = 1 << 20;
+  EXPECT_EQ(la::detail::heads_per_task(s.job), 1);
+
+  sequence<la::half> wide(la::full_causal());
+  wide.job.q.tokens = 20000;  // two rings of 20000 rows of 32 floats: 5 MB
+  for (auto& keys : wide.job.rows.keys) keys.capacity = 20000;
+  EXPECT_EQ(la::detail::heads_per_task(wide.job), 1);
+}
