@@ -42,16 +42,16 @@ void append(core& cache, index_t count, const la::position_data& encoding = la::
   cache.commit(count);
 }
 
+std::vector<float> row_of(const la::detail::row_store<float>& store, index_t head, index_t token) {
+  std::vector<float> row(static_cast<std::size_t>(store.dim));
+  const float* const scale = store.scale(head, token);
+  store.read(kernels, store.row(head, token), scale == nullptr ? 1 : *scale, row.data());
+  return row;
+}
 float key(const core& cache, key_kind kind, index_t token) {
-  float row[dim];
-  cache.rows().keys[static_cast<int>(kind)].read(kernels, 0, token, row);
-  return row[0];
+  return row_of(cache.rows().keys[static_cast<int>(kind)], 0, token)[0];
 }
-float value(const core& cache, index_t token) {
-  float row[v_dim];
-  cache.rows().window_values.read(kernels, 0, token, row);
-  return row[0];
-}
+float value(const core& cache, index_t token) { return row_of(cache.rows().window_values, 0, token)[0]; }
 
 }  // namespace
 
@@ -66,8 +66,7 @@ TEST(RowRing, KeepsTheNewestRowsOfEachHead) {
   }
   for (index_t token = 7; token < 11; ++token) {
     for (index_t head = 0; head < 2; ++head) {
-      float row[3];
-      ring.store().read(kernels, head, token, row);
+      const std::vector<float> row = row_of(ring.store(), head, token);
       EXPECT_FLOAT_EQ(row[0], static_cast<float>(100 * head + token + 1));
       EXPECT_FLOAT_EQ(row[1], -row[0]);
       EXPECT_EQ(row[2], 0);
