@@ -21,8 +21,8 @@ inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
 
 inline constexpr int max_tile_vectors = 4;
-inline constexpr index_t keys_per_block = 64;
-inline constexpr index_t row_multiple = 16;  // scratch and cache rows are padded with zeros to this many elements
+inline constexpr index_t keys_per_block = 96;  // a whole number of register blocks of 4 and of 6 keys
+inline constexpr index_t row_multiple = 16;    // scratch and cache rows are padded with zeros to this many elements
 
 // Scores are kept in units of log2: e^logit = 2^score.
 inline constexpr double log2_e = 1.4426950408889634074;

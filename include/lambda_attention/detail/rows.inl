@@ -39,23 +39,21 @@ LAMBDA_ATTENTION_INLINE vector_of<double> cosine(vector_of<double> xx) {
   return fused(p, xx, broadcast(1.0));
 }
 
-// The leading bits, as many as a Real has, of position * turns[0 ... lanes); zeros where there are fewer turns.
+LAMBDA_ATTENTION_INLINE bits_of_lanes<double> load_phases(const std::uint64_t* source) {
+  bits_of_lanes<double> phases;
+  std::memcpy(&phases, source, sizeof phases);
+  return phases;
+}
+
+// The leading bits, as many as a Real has, of position * turns[0 ... lanes).
 template <class Real>
-LAMBDA_ATTENTION_INLINE bits_of_lanes<Real> leading_phase_bits(const std::uint64_t* turns, index_t num_turns,
-                                                               std::uint64_t position) {
-  constexpr int lanes = vectors<Real>::lanes;
-  typedef bits_of_lanes<double> phases;
-  phases phase[lanes * 8 / vector_bytes] = {};
-  if (num_turns >= lanes) {
-    std::memcpy(phase, turns, sizeof phase);
-  } else {
-    std::memcpy(phase, turns, static_cast<std::size_t>(num_turns) * sizeof(std::uint64_t));
-  }
+LAMBDA_ATTENTION_INLINE bits_of_lanes<Real> leading_phase_bits(const std::uint64_t* turns, std::uint64_t position) {
+  const bits_of_lanes<double> phase = load_phases(turns) * position;
   if constexpr (sizeof(Real) == sizeof(double)) {
-    return phase[0] * position;
+    return phase;
   } else {
-    return even_lanes((bits_of_lanes<Real>)(phase[0] * position >> 32),
-                      (bits_of_lanes<Real>)(phase[1] * position >> 32));
+    const bits_of_lanes<double> more = load_phases(turns + vectors<double>::lanes) * position;
+    return even_lanes((bits_of_lanes<Real>)(phase >> 32), (bits_of_lanes<Real>)(more >> 32));
   }
 }
 
@@ -69,10 +67,14 @@ void cos_sin(const rotation_data& rotation, std::uint64_t first, index_t count, 
   constexpr Real turns_per_unit = bits == 32 ? Real(0x1p-34) : Real(0x1p-66);
   const Real factor = static_cast<Real>(rotation.factor);
   const index_t padded_pairs = (rotation.num_pairs + row_multiple - 1) / row_multiple * row_multiple;
+  alignas(vector_bytes) std::uint64_t turns[max_head_dim / 2];
+  std::memcpy(turns, rotation.turns, static_cast<std::size_t>(rotation.num_pairs) * sizeof(std::uint64_t));
+  for (index_t p = rotation.num_pairs; p < padded_pairs; ++p) turns[p] = 0;
+
   for (index_t i = 0; i < count; ++i, angles += 2 * padded_pairs) {
     const std::uint64_t position = first + static_cast<std::uint64_t>(i);
-    for (index_t p = 0; p < rotation.num_pairs; p += lanes) {
-      const bits_of_lanes<Real> phase = leading_phase_bits<Real>(rotation.turns + p, rotation.num_pairs - p, position);
+    for (index_t p = 0; p < padded_pairs; p += lanes) {
+      const bits_of_lanes<Real> phase = leading_phase_bits<Real>(turns + p, position);
       const bits_of_lanes<Real> quarter = (phase + ((bits_of_lanes<Real>{} + 1) << (bits - 3))) >> (bits - 2);
       const mask_of<Real> rest = (mask_of<Real>)(phase << 2);
       const vector_of<Real> x = __builtin_convertvector(rest, vector_of<Real>) * turns_per_unit;

@@ -156,8 +156,9 @@ void add_values_of(const Real* weights, index_t weight_stride, index_t padded_di
                    Real* output) {
   constexpr index_t lanes = vectors<Real>::lanes;
   constexpr int columns = (vector_bytes == 64 ? 16 : 8) / Heads > 8 ? 8 : (vector_bytes == 64 ? 16 : 8) / Heads;
-  for (index_t first = 0; first < rows.num_keys; first += keys_per_block) {
-    const index_t last = first + keys_per_block < rows.num_keys ? first + keys_per_block : rows.num_keys;
+  constexpr index_t keys_per_run = 64;
+  for (index_t first = 0; first < rows.num_keys; first += keys_per_run) {
+    const index_t last = first + keys_per_run < rows.num_keys ? first + keys_per_run : rows.num_keys;
     index_t d = 0;
     for (; d + columns * lanes <= padded_dim; d += columns * lanes)
       add_value_columns<Format, Heads, columns>(weights, weight_stride, padded_dim, rows, first, last, d, output);

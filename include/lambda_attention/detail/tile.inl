@@ -89,7 +89,7 @@ __attribute__((noinline, cold)) void raise_maxima(tile_state<Real>& tile, const 
     const mask_of<Real> truncated = __builtin_convertvector(huge ? broadcast(Real(0)) : most, mask_of<Real>);
     const vector_of<Real> whole = huge ? most : __builtin_convertvector(truncated, vector_of<Real>);
     const vector_of<Real> new_max = exceeds ? whole : old_max;
-    const vector_of<Real> scale = exceeds ? exp2<Real>(old_max - new_max) : broadcast(Real(1));
+    const vector_of<Real> scale = exceeds ? exp2_of_whole<Real>(old_max - new_max) : broadcast(Real(1));
     store(tile.running_max + v * lanes, new_max);
     store(tile.sum + v * lanes, load(tile.sum + v * lanes) * scale);
     for (index_t k = 0; k < done; ++k) {
@@ -232,17 +232,21 @@ LAMBDA_ATTENTION_INLINE void value_block(Real* __restrict output, const Real* __
   }
 }
 
-// The register blocks: as many keys (dims) as keep the accumulators, one row of queries (weights) and a broadcast in
-// registers: 16 accumulators of 32 registers, 8 of 16.
+// The register blocks: so many keys (dims) that their accumulators, a row of queries (weights) and a broadcast stay in
+// registers, and that the accumulators are enough to hide the latency of a multiplication: 16 of 32 registers, 12 of 16.
 template <int Vectors>
-inline constexpr int rows_per_block = (vector_bytes == 64 ? 16 : 8) / (Vectors == 3 ? 4 : Vectors);
+inline constexpr int rows_per_block = vector_bytes == 64 ? (Vectors == 3 ? 4 : 16 / Vectors)
+                                      : Vectors == 2     ? 6
+                                                         : 8;
+template <int Rows>
+inline constexpr int rows_of_smaller_block = Rows == 6 ? 4 : Rows / 2;
 
 // Blocks of `Rows` rows, and of fewer for the rest.
 template <int Rows, int Vectors, class Real>
 LAMBDA_ATTENTION_INLINE void score_keys(tile_state<Real>& tile, const tile_keys<Real>& keys, index_t first, index_t k,
                                         index_t size) {
   for (; k + Rows <= size; k += Rows) score_block<Rows, Vectors>(tile, keys, first + k, k);
-  if constexpr (Rows > 1) score_keys<Rows / 2, Vectors>(tile, keys, first, k, size);
+  if constexpr (Rows > 1) score_keys<rows_of_smaller_block<Rows>, Vectors>(tile, keys, first, k, size);
 }
 template <int Rows, int Vectors, class Real>
 LAMBDA_ATTENTION_INLINE void add_weighted_values(Real* output, const Real* weights, index_t width, const Real* values,
@@ -250,7 +254,8 @@ LAMBDA_ATTENTION_INLINE void add_weighted_values(Real* output, const Real* weigh
   for (; d + Rows <= dim; d += Rows)
     value_block<Rows, Vectors>(output + d * width, weights, width, values + d, value_stride, num_keys);
   if constexpr (Rows > 1)
-    add_weighted_values<Rows / 2, Vectors>(output, weights, width, values, value_stride, num_keys, d, dim);
+    add_weighted_values<rows_of_smaller_block<Rows>, Vectors>(output, weights, width, values, value_stride, num_keys, d,
+                                                              dim);
 }
 
 template <int Vectors, class Real>
