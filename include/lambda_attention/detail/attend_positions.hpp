@@ -15,13 +15,14 @@ namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
 
-// `heads` query heads from first_head on, all of KV head kv_head.
+// `heads` query heads from first_head on, all of KV head kv_head, at most most_heads_by_position. Kernels take 4 of them at
+// a time; a few rows go through all heads before the next, so that memory is read once.
 template <class Real>
 class position_driver {
  public:
   position_driver(const kernel_table<Real>& kernels, const attention_job<Real>& job, const task_rows<Real>& rows,
                   const row_turner<Real>& turner, worker_scratch<Real>& scratch, index_t kv_head, index_t first_head,
-                  int tile_heads)
+                  index_t heads)
       : kernels_(kernels),
         job_(job),
         rows_(rows),
@@ -30,7 +31,7 @@ class position_driver {
         scratch_(scratch),
         kv_head_(kv_head),
         first_head_(first_head),
-        heads_(tile_heads),
+        heads_(heads),
         padded_dim_(round_up(job.head_dim(), row_multiple)),
         padded_v_dim_(round_up(job.v_head_dim(), row_multiple)) {
     far_turner_.move_to(far_query_position(job));
@@ -55,19 +56,20 @@ class position_driver {
     for (int b = 0; b < bands.count; ++b)
       for_each_segment(bands.band[b], tile,
                        [&](const key_segment& segment) { column += score(query, segment, column); });
-    Real sum[max_tile_vectors], max[max_tile_vectors];
-    for (int h = 0; h < heads_; ++h) max[h] = kernels_.softmax(scratch_.scores + h * score_stride_, num_keys, &sum[h]);
+    Real sum[most_heads_by_position], max[most_heads_by_position];
+    for (index_t h = 0; h < heads_; ++h)
+      max[h] = kernels_.softmax(scratch_.scores + h * score_stride_, num_keys, &sum[h]);
 
     for (index_t i = 0; i < heads_ * padded_v_dim_; ++i) scratch_.output[i] = 0;
     column = 0;
     for (int b = 0; b < bands.count; ++b)
       for_each_segment(bands.band[b], tile, [&](const key_segment& segment) { column += weigh(segment, column); });
-    for (int h = 0; h < heads_; ++h) finish(query, h, sum[h], max[h]);
+    for (index_t h = 0; h < heads_; ++h) finish(query, h, sum[h], max[h]);
   }
 
   // Rows of all heads, turned to the query's own position and to the far one, padded with zeros.
   void pack(index_t query, index_t place) {
-    for (int h = 0; h < heads_; ++h) {
+    for (index_t h = 0; h < heads_; ++h) {
       Real* const own = scratch_.queries[0] + h * padded_dim_;
       Real* const far = scratch_.queries[1] + h * padded_dim_;
       const Real* const row = read_query(kernels_, job_, query - job_.first_query, first_head_ + h, scratch_.row);
@@ -108,15 +110,38 @@ class position_driver {
     return run;
   }
 
+  // Calls pass(rows, done, head, heads) for a few rows at a time, of which `done` of the run came before, and for every few
+  // heads.
+  template <class Pass>
+  void for_each_pass(const stored_rows& run, Pass&& pass) {
+    constexpr index_t rows_per_pass = 128;
+    for (index_t done = 0; done < run.num_keys; done += rows_per_pass) {
+      stored_rows rows = run;
+      rows.keys += done * run.key_row_bytes;
+      rows.values += done * run.value_row_bytes;
+      if (run.key_scales != nullptr) rows.key_scales += done;
+      if (run.value_scales != nullptr) rows.value_scales += done;
+      rows.num_keys = min(rows_per_pass, run.num_keys - done);
+      for (index_t head = 0; head < heads_;) {
+        const int heads = heads_at_once(heads_ - head, max_tile_vectors);
+        pass(rows, done, head, heads);
+        head += heads;
+      }
+    }
+  }
+
   index_t score(index_t query, const key_segment& segment, index_t column) {
     const Real* const queries = is_far(segment.kind) ? scratch_.queries[1] : scratch_.queries[0];
     for (index_t done = 0; done < segment.num_keys;) {
       const index_t key = segment.first_key + done;
       const stored_rows run = rows_from(segment.kind, key, segment.num_keys - done);
       Real* const scores = scratch_.scores + column + done;
-      kernels_.score_rows(queries, heads_, padded_dim_, run, scores, score_stride_);
+      for_each_pass(run, [&](const stored_rows& rows, index_t rows_done, index_t head, int heads) {
+        kernels_.score_rows(queries + head * padded_dim_, heads, padded_dim_, rows,
+                            scores + head * score_stride_ + rows_done, score_stride_);
+      });
       const bias_distance bias = bias_distance_of(job_.plan, segment.kind, query, key);
-      for (int h = 0; h < heads_; ++h)
+      for (index_t h = 0; h < heads_; ++h)
         kernels_.adjust_scores(scores + h * score_stride_, run.num_keys, job_.soft_cap, slope_of(job_, first_head_ + h),
                                bias_row_of(job_, first_head_ + h), num_biases_of(job_), bias.distance, bias.key_step);
       done += run.num_keys;
@@ -127,13 +152,17 @@ class position_driver {
   index_t weigh(const key_segment& segment, index_t column) {
     for (index_t done = 0; done < segment.num_keys;) {
       const stored_rows run = rows_from(segment.kind, segment.first_key + done, segment.num_keys - done);
-      kernels_.add_values(scratch_.scores + column + done, score_stride_, heads_, padded_v_dim_, run, scratch_.output);
+      const Real* const weights = scratch_.scores + column + done;
+      for_each_pass(run, [&](const stored_rows& rows, index_t rows_done, index_t head, int heads) {
+        kernels_.add_values(weights + head * score_stride_ + rows_done, score_stride_, heads, padded_v_dim_, rows,
+                            scratch_.output + head * padded_v_dim_);
+      });
       done += run.num_keys;
     }
     return segment.num_keys;
   }
 
-  void finish(index_t query, int head, Real sum, Real max) {
+  void finish(index_t query, index_t head, Real sum, Real max) {
     const index_t token = query - job_.first_query;
     Real* const row = scratch_.output + head * padded_v_dim_;
     const Real scale = normaliser(sum, max, sink_logit_of(job_, first_head_ + head));
@@ -150,7 +179,7 @@ class position_driver {
   worker_scratch<Real>& scratch_;
   index_t kv_head_;
   index_t first_head_;
-  int heads_;
+  index_t heads_;
   index_t padded_dim_;
   index_t padded_v_dim_;
   index_t score_stride_ = 0;

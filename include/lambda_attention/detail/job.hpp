@@ -25,6 +25,9 @@ struct key_value_rows {
   bool as_stored_by_a_cache;
 };
 
+// Query heads of one KV head that are read off its rows together.
+inline constexpr index_t most_heads_by_position = 16;
+
 template <class Real>
 struct attention_job {
   tensor q;

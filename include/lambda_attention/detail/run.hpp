@@ -32,15 +32,17 @@ template <class Real>
 void attend_chunk(const kernel_table<Real>& kernels, const attention_job<Real>& job, const task_rows<Real>& rows,
                   const row_turner<Real>& turner, worker_scratch<Real>& scratch, index_t kv_head, index_t first,
                   index_t last) {
+  const index_t first_head = kv_head * job.group();
+  if (job.by_position()) {
+    for (index_t done = 0; done < job.group(); done += most_heads_by_position)
+      position_driver<Real>(kernels, job, rows, turner, scratch, kv_head, first_head + done,
+                            min(most_heads_by_position, job.group() - done))
+          .run(first, last);
+    return;
+  }
   for (index_t done = 0; done < job.group();) {
-    const index_t head = kv_head * job.group() + done;
-    const index_t heads_left = job.group() - done;
-    const int heads = heads_at_once(heads_left, job.by_position() ? max_tile_vectors : kernels.tile_vectors);
-    if (job.by_position()) {
-      position_driver<Real>(kernels, job, rows, turner, scratch, kv_head, head, heads).run(first, last);
-    } else {
-      tile_driver<Real>(kernels, job, rows, turner, scratch, head, heads).run(first, last);
-    }
+    const int heads = heads_at_once(job.group() - done, kernels.tile_vectors);
+    tile_driver<Real>(kernels, job, rows, turner, scratch, first_head + done, heads).run(first, last);
     done += heads;
   }
 }

@@ -1,41 +1,67 @@
 // Queries at a single position, 1, 2 or 4 heads of one KV head, against rows as a cache stores them: a vector along the
 // row, each row read once for all heads. Rows are padded with zeros to row_multiple. Included by kernel_text.inl.
 
+// The products of `Keys` rows with the query of each head, a vector of sums that are still to be added up; that of head h
+// and key k goes to products[h * lanes + k].
+template <row_format Format, int Heads, int Keys, class Real>
+LAMBDA_ATTENTION_INLINE void multiply_rows(const Real* queries, index_t padded_dim, const unsigned char* key,
+                                           index_t row_bytes, vector_of<Real>* products) {
+  constexpr index_t lanes = vectors<Real>::lanes;
+  vector_of<Real> acc[Keys][Heads] = {};
+  for (index_t d = 0; d < padded_dim; d += lanes) {
+    vector_of<Real> element[Keys];
+    LAMBDA_ATTENTION_UNROLL
+    for (int k = 0; k < Keys; ++k)
+      element[k] = load_stored<Format, Real>(key + k * row_bytes + d * element_bytes<Format>);
+    LAMBDA_ATTENTION_UNROLL
+    for (int h = 0; h < Heads; ++h) {
+      const vector_of<Real> query = load(queries + h * padded_dim + d);
+      LAMBDA_ATTENTION_UNROLL
+      for (int k = 0; k < Keys; ++k) acc[k][h] = fused(element[k], query, acc[k][h]);
+    }
+  }
+  LAMBDA_ATTENTION_UNROLL
+  for (int k = 0; k < Keys; ++k) {
+    LAMBDA_ATTENTION_UNROLL
+    for (int h = 0; h < Heads; ++h) products[h * lanes + k] = acc[k][h];
+  }
+}
+
+// One head reads the rows strictly in order, as the hardware prefetches them; more heads share a query between a few rows.
+template <int Heads>
+inline constexpr int rows_at_once = Heads == 4 && vector_bytes == 64 ? 4
+                                    : Heads == 1                     ? 1
+                                                                     : 2;
+
 template <row_format Format, int Heads, class Real>
 void score_rows_of(const Real* queries, index_t padded_dim, const stored_rows& rows, Real* scores,
                    index_t score_stride) {
   constexpr index_t lanes = vectors<Real>::lanes;
-  constexpr int keys_at_once = 4;
+  constexpr int at_once = rows_at_once<Heads>;
   const unsigned char* key = rows.keys;
-  for (index_t first = 0; first < rows.num_keys; first += keys_at_once, key += keys_at_once * rows.key_row_bytes) {
+  for (index_t first = 0; first < rows.num_keys; first += lanes) {
     const index_t rest = rows.num_keys - first;
-    const int count = rest < keys_at_once ? static_cast<int>(rest) : keys_at_once;
-    vector_of<Real> acc[keys_at_once][Heads] = {};
-    if (count == keys_at_once) {
-      for (index_t d = 0; d < padded_dim; d += lanes) {
-        LAMBDA_ATTENTION_UNROLL
-        for (int k = 0; k < keys_at_once; ++k) {
-          const vector_of<Real> element =
-              load_stored<Format, Real>(key + k * rows.key_row_bytes + d * element_bytes<Format>);
-          LAMBDA_ATTENTION_UNROLL
-          for (int h = 0; h < Heads; ++h) acc[k][h] = fused(element, load(queries + h * padded_dim + d), acc[k][h]);
-        }
-      }
-    } else {
-      for (int k = 0; k < count; ++k) {
-        for (index_t d = 0; d < padded_dim; d += lanes) {
-          const vector_of<Real> element =
-              load_stored<Format, Real>(key + k * rows.key_row_bytes + d * element_bytes<Format>);
-          LAMBDA_ATTENTION_UNROLL
-          for (int h = 0; h < Heads; ++h) acc[k][h] = fused(element, load(queries + h * padded_dim + d), acc[k][h]);
-        }
+    const index_t count = rest < lanes ? rest : lanes;
+    vector_of<Real> products[Heads][lanes];
+    if (count < lanes) std::memset(products, 0, sizeof products);
+    index_t k = 0;
+    for (; k + at_once <= count; k += at_once, key += at_once * rows.key_row_bytes)
+      multiply_rows<Format, Heads, at_once>(queries, padded_dim, key, rows.key_row_bytes, products[0] + k);
+    for (; k < count; ++k, key += rows.key_row_bytes)
+      multiply_rows<Format, Heads, 1>(queries, padded_dim, key, rows.key_row_bytes, products[0] + k);
+    for (int h = 0; h < Heads; ++h) {
+      Real* const score = scores + h * score_stride + first;
+      const vector_of<Real> sums = sums_of_rows<Real>(products[h]);
+      if (count == lanes) {
+        store_loose(score, sums);
+      } else {
+        std::memcpy(score, &sums, static_cast<std::size_t>(count) * sizeof(Real));
       }
     }
-    for (int k = 0; k < count; ++k) {
-      const Real scale = Format == row_format::int8 ? static_cast<Real>(rows.key_scales[first + k]) : Real(1);
-      LAMBDA_ATTENTION_UNROLL
-      for (int h = 0; h < Heads; ++h) scores[h * score_stride + first + k] = sum_of_lanes<Real>(acc[k][h]) * scale;
-    }
+  }
+  if constexpr (Format == row_format::int8) {
+    for (int h = 0; h < Heads; ++h)
+      for (index_t k = 0; k < rows.num_keys; ++k) scores[h * score_stride + k] *= rows.key_scales[k];
   }
 }
 

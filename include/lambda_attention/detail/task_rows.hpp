@@ -184,7 +184,7 @@ void add_sizes(const kernel_table<Real>& kernels, const attention_job<Real>& job
   sizes.angles = max(sizes.angles, row_turner<Real>::angle_count(job.encoding));
   sizes.head_dim = max(sizes.head_dim, round_up(job.head_dim(), row_multiple));
   sizes.v_head_dim = max(sizes.v_head_dim, round_up(job.v_head_dim(), row_multiple));
-  sizes.width = max(kernels.lanes * kernels.tile_vectors, max_tile_vectors);
+  sizes.width = max(sizes.width, kernels.lanes * kernels.tile_vectors);
   sizes.scores = max(sizes.scores, keys_per_block * sizes.width);
   if (!job.as_stored()) {
     const scratch_sizes rows = row_sizes(job);
@@ -197,7 +197,9 @@ void add_sizes(const kernel_table<Real>& kernels, const attention_job<Real>& job
   if (!job.by_position()) return;
   const index_t keys =
       sinks_seen(job.plan, job.num_tokens()).size() + window_seen(job.plan, job.first_query, job.num_tokens()).size();
-  sizes.scores = max(sizes.scores, max_tile_vectors * round_up(keys + row_multiple, row_multiple));
+  const index_t heads = min(job.group(), most_heads_by_position);
+  sizes.width = max(sizes.width, heads);
+  sizes.scores = max(sizes.scores, heads * round_up(keys + row_multiple, row_multiple));
 }
 
 }  // namespace detail

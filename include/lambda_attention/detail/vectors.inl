@@ -65,6 +65,21 @@ LAMBDA_ATTENTION_INLINE void transpose(vector_of<Real> (&rows)[vectors<Real>::la
   weave_rows<Real, lanes == 16 ? 4 : lanes == 8 ? 3 : lanes == 4 ? 2 : 1>(rows);
 }
 
+// Lane i of the result: the sum of the lanes of rows[i]. Each round adds the halves of rows i and i + Rows / 2 crosswise,
+// which leaves half as many rows; the weave puts the rows that were added to one another next to each other.
+template <class Real, int Rows>
+LAMBDA_ATTENTION_INLINE void add_crosswise(vector_of<Real>* rows) {
+  LAMBDA_ATTENTION_UNROLL
+  for (int i = 0; i < Rows / 2; ++i)
+    rows[i] = weave_lower(rows[i], rows[i + Rows / 2]) + weave_upper(rows[i], rows[i + Rows / 2]);
+  if constexpr (Rows > 2) add_crosswise<Real, Rows / 2>(rows);
+}
+template <class Real>
+LAMBDA_ATTENTION_INLINE vector_of<Real> sums_of_rows(vector_of<Real> (&rows)[vectors<Real>::lanes]) {
+  add_crosswise<Real, vectors<Real>::lanes>(rows);
+  return rows[0];
+}
+
 // The even elements of a and b, in order.
 template <class Vector>
 LAMBDA_ATTENTION_INLINE Vector even_lanes(Vector a, Vector b) {
