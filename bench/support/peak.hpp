@@ -5,6 +5,7 @@
 #include "random.hpp"
 #include "timing.hpp"
 
+#include <lambda_attention/detail/buffer.hpp>
 #include <lambda_attention/isa.hpp>
 
 #include <algorithm>
@@ -115,24 +116,26 @@ double peak_flops(isa_level level, int num_threads = 1) {
   return sum;
 }
 
-/// Memory to read: as large as what is compared with it, so that it lies in the same cache, or in none.
+/// Memory to read: as large as what is compared with it, so that it lies in the same cache, or in none; and of the same
+/// pages.
 class read_buffer {
  public:
-  explicit read_buffer(index_t bytes) : values_(normal_values<float>(block, 9)) {
-    const auto size = static_cast<std::size_t>(std::max<index_t>(1, bytes / (block * 4)) * block);
-    values_.reserve(size);
-    while (values_.size() < size) values_.insert(values_.end(), values_.begin(), values_.begin() + block);
+  explicit read_buffer(index_t bytes) : values_(std::max<index_t>(1, bytes / (block * 4)) * block) {
+    const std::vector<float> numbers = normal_values<float>(block, 9);
+    for (index_t i = 0; i < values_.size(); i += block) std::copy(numbers.begin(), numbers.end(), values_.data() + i);
   }
 
   /// Bytes a second of one thread that reads from end to end: the best of a few passes.
   double bandwidth(isa_level level) const {
-    const double bytes = static_cast<double>(values_.size() * sizeof(float));
+    const double bytes = static_cast<double>(values_.bytes());
     const int passes = static_cast<int>(std::max(1.0, 2e7 / bytes));
     double best = 0;
     for (int run = 0; run < 8; ++run) {
       const double start = thread_now();
       for (int pass = 0; pass < passes; ++pass)
-        peak_loops::at_level(level, [&](auto loops) { decltype(loops)::read(values_.data(), values_.size()); });
+        peak_loops::at_level(level, [&](auto loops) {
+          decltype(loops)::read(values_.data(), static_cast<std::size_t>(values_.size()));
+        });
       best = std::max(best, bytes * passes / (thread_now() - start));
     }
     return best;
@@ -140,7 +143,7 @@ class read_buffer {
 
  private:
   static constexpr index_t block = 4096;
-  std::vector<float> values_;
+  lambda_attention::detail::buffer<float> values_;
 };
 
 }  // namespace bench

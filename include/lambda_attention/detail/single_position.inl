@@ -1,54 +1,110 @@
 // Queries at a single position, 1, 2 or 4 heads of one KV head, against rows as a cache stores them: a vector along the
 // row, each row read once for all heads. Rows are padded with zeros to row_multiple. Included by kernel_text.inl.
 
-// The products of `Keys` rows with the query of each head, a vector of sums that are still to be added up; that of head h
-// and key k goes to products[h * lanes + k].
-template <row_format Format, int Heads, int Keys, class Real>
-LAMBDA_ATTENTION_INLINE void multiply_rows(const Real* queries, index_t padded_dim, const unsigned char* key,
-                                           index_t row_bytes, vector_of<Real>* products) {
-  constexpr index_t lanes = vectors<Real>::lanes;
-  vector_of<Real> acc[Keys][Heads] = {};
-  for (index_t d = 0; d < padded_dim; d += lanes) {
-    vector_of<Real> element[Keys];
-    LAMBDA_ATTENTION_UNROLL
-    for (int k = 0; k < Keys; ++k)
-      element[k] = load_stored<Format, Real>(key + k * row_bytes + d * element_bytes<Format>);
-    LAMBDA_ATTENTION_UNROLL
-    for (int h = 0; h < Heads; ++h) {
-      const vector_of<Real> query = load(queries + h * padded_dim + d);
-      LAMBDA_ATTENTION_UNROLL
-      for (int k = 0; k < Keys; ++k) acc[k][h] = fused(element[k], query, acc[k][h]);
-    }
-  }
-  LAMBDA_ATTENTION_UNROLL
-  for (int k = 0; k < Keys; ++k) {
-    LAMBDA_ATTENTION_UNROLL
-    for (int h = 0; h < Heads; ++h) products[h * lanes + k] = acc[k][h];
+// A run of elements as it is quickest to widen: `Vectors` of them from one load, of lanes elements each. The bits of a
+// bfloat16 are the upper half of a float's, so that in a vector of them a mask leaves those at odd places and a shift those
+// at even places, where widening them in order would take a shuffle more.
+template <row_format Format, int Columns>
+inline constexpr int vectors_at_once = Format == row_format::bf16&& Columns % 2 == 0 ? 2 : 1;
+
+template <row_format Format, int Vectors, class Real>
+LAMBDA_ATTENTION_INLINE void load_run(const unsigned char* source, vector_of<Real>* element) {
+  if constexpr (Vectors == 1) {
+    element[0] = load_stored<Format, Real>(source);
+  } else {
+    static_assert(Format == row_format::bf16 && Vectors == 2, "the format that has runs of two vectors");
+    bits_of_lanes<Real> bits;
+    std::memcpy(&bits, source, sizeof bits);
+    element[0] = (vector_of<Real>)(bits << 16);
+    element[1] = (vector_of<Real>)(bits & 0xffff0000U);
   }
 }
 
-// One head reads the rows strictly in order, as the hardware prefetches them; more heads share a query between a few rows.
+// Numbers in the order in which load_run has the elements.
+template <int Vectors, class Real>
+LAMBDA_ATTENTION_INLINE void load_in_order_of_runs(const Real* source, vector_of<Real>* numbers) {
+  if constexpr (Vectors == 1) {
+    numbers[0] = load(source);
+  } else {
+    const vector_of<Real> a = load(source), b = load(source + vectors<Real>::lanes);
+    numbers[0] = even_lanes(a, b);
+    numbers[1] = odd_lanes(a, b);
+  }
+}
+
+// One head reads memory as fast as it comes, and a processor fetches ahead by itself. More heads compute for longer on each
+// row than that reaches, so what comes so much later is asked for: the part of a row that lies under that at hand.
 template <int Heads>
-inline constexpr int rows_at_once = Heads == 4 && vector_bytes == 64 ? 4
-                                    : Heads == 1                     ? 1
-                                                                     : 2;
+LAMBDA_ATTENTION_INLINE void fetch_ahead(const unsigned char* source, index_t bytes) {
+  constexpr index_t ahead = 16384, cache_line = 64;
+  if constexpr (Heads > 1) {
+    for (index_t b = 0; b < bytes; b += cache_line) __builtin_prefetch(source + ahead + b, 0, 2);
+  }
+}
+
+// The products of `count` rows with the query of each head, dims [d, d + Columns * lanes) of them: vectors of sums that are
+// still to be added up. The queries stay in registers, and rows are read strictly in order, as the hardware prefetches them.
+template <row_format Format, int Heads, int Columns, class Real>
+LAMBDA_ATTENTION_INLINE void multiply_columns(const Real* queries, index_t padded_dim, const unsigned char* key,
+                                              index_t row_bytes, index_t count, index_t d,
+                                              vector_of<Real> (*products)[vectors<Real>::lanes]) {
+  constexpr index_t lanes = vectors<Real>::lanes;
+  constexpr int run = vectors_at_once<Format, Columns>;
+  vector_of<Real> query[Heads][Columns];
+  LAMBDA_ATTENTION_UNROLL
+  for (int h = 0; h < Heads; ++h) {
+    LAMBDA_ATTENTION_UNROLL
+    for (int c = 0; c < Columns; c += run)
+      load_in_order_of_runs<run>(queries + h * padded_dim + d + c * lanes, query[h] + c);
+  }
+  key += d * element_bytes<Format>;
+  for (index_t k = 0; k < count; ++k, key += row_bytes) {
+    fetch_ahead<Heads>(key, Columns * lanes * element_bytes<Format>);
+    vector_of<Real> acc[Heads];
+    LAMBDA_ATTENTION_UNROLL
+    for (int h = 0; h < Heads; ++h) acc[h] = d == 0 ? vector_of<Real>{} : products[h][k];
+    LAMBDA_ATTENTION_UNROLL
+    for (int c = 0; c < Columns; c += run) {
+      vector_of<Real> element[run];
+      load_run<Format, run, Real>(key + c * lanes * element_bytes<Format>, element);
+      LAMBDA_ATTENTION_UNROLL
+      for (int v = 0; v < run; ++v) {
+        LAMBDA_ATTENTION_UNROLL
+        for (int h = 0; h < Heads; ++h) acc[h] = fused(element[v], query[h][c + v], acc[h]);
+      }
+    }
+    LAMBDA_ATTENTION_UNROLL
+    for (int h = 0; h < Heads; ++h) products[h][k] = acc[h];
+  }
+}
+
+// All dims from d on, `Columns` vectors at a time, and fewer for the rest.
+template <row_format Format, int Heads, int Columns, class Real>
+LAMBDA_ATTENTION_INLINE void multiply_rows(const Real* queries, index_t padded_dim, const unsigned char* key,
+                                           index_t row_bytes, index_t count, index_t d,
+                                           vector_of<Real> (*products)[vectors<Real>::lanes]) {
+  constexpr index_t width = Columns * vectors<Real>::lanes;
+  for (; d + width <= padded_dim; d += width)
+    multiply_columns<Format, Heads, Columns>(queries, padded_dim, key, row_bytes, count, d, products);
+  if constexpr (Columns > 1)
+    multiply_rows<Format, Heads, Columns / 2>(queries, padded_dim, key, row_bytes, count, d, products);
+}
+
+// Vectors of queries that stay in registers, over all heads.
+inline constexpr int query_vectors = vector_bytes == 64 ? 16 : 8;
 
 template <row_format Format, int Heads, class Real>
 void score_rows_of(const Real* queries, index_t padded_dim, const stored_rows& rows, Real* scores,
                    index_t score_stride) {
   constexpr index_t lanes = vectors<Real>::lanes;
-  constexpr int at_once = rows_at_once<Heads>;
+  constexpr int columns = Heads == 1 ? 8 : query_vectors / Heads;
   const unsigned char* key = rows.keys;
-  for (index_t first = 0; first < rows.num_keys; first += lanes) {
+  for (index_t first = 0; first < rows.num_keys; first += lanes, key += lanes * rows.key_row_bytes) {
     const index_t rest = rows.num_keys - first;
     const index_t count = rest < lanes ? rest : lanes;
     vector_of<Real> products[Heads][lanes];
     if (count < lanes) std::memset(products, 0, sizeof products);
-    index_t k = 0;
-    for (; k + at_once <= count; k += at_once, key += at_once * rows.key_row_bytes)
-      multiply_rows<Format, Heads, at_once>(queries, padded_dim, key, rows.key_row_bytes, products[0] + k);
-    for (; k < count; ++k, key += rows.key_row_bytes)
-      multiply_rows<Format, Heads, 1>(queries, padded_dim, key, rows.key_row_bytes, products[0] + k);
+    multiply_rows<Format, Heads, columns>(queries, padded_dim, key, rows.key_row_bytes, count, 0, products);
     for (int h = 0; h < Heads; ++h) {
       Real* const score = scores + h * score_stride + first;
       const vector_of<Real> sums = sums_of_rows<Real>(products[h]);
@@ -140,12 +196,25 @@ Real softmax(Real* scores, index_t num_keys, Real* sum) {
   return max;
 }
 
+// sum[0 ... ) += vectors of numbers in the order of a run.
+template <int Vectors, class Real>
+LAMBDA_ATTENTION_INLINE void add_run(const vector_of<Real>* numbers, Real* sum) {
+  constexpr index_t lanes = vectors<Real>::lanes;
+  if constexpr (Vectors == 1) {
+    store(sum, load(sum) + numbers[0]);
+  } else {
+    store(sum, load(sum) + weave_lower(numbers[0], numbers[1]));
+    store(sum + lanes, load(sum + lanes) + weave_upper(numbers[0], numbers[1]));
+  }
+}
+
 // output[h] += weights[h] * values, `Columns` vectors of each row from dim d.
 template <row_format Format, int Heads, int Columns, class Real>
 LAMBDA_ATTENTION_INLINE void add_value_columns(const Real* weights, index_t weight_stride, index_t padded_dim,
                                                const stored_rows& rows, index_t first, index_t last, index_t d,
                                                Real* output) {
   constexpr index_t lanes = vectors<Real>::lanes;
+  constexpr int run = vectors_at_once<Format, Columns>;
   vector_of<Real> acc[Heads][Columns];
   LAMBDA_ATTENTION_UNROLL
   for (int h = 0; h < Heads; ++h) {
@@ -154,37 +223,39 @@ LAMBDA_ATTENTION_INLINE void add_value_columns(const Real* weights, index_t weig
   }
   const unsigned char* value = rows.values + first * rows.value_row_bytes + d * element_bytes<Format>;
   for (index_t k = first; k < last; ++k, value += rows.value_row_bytes) {
+    fetch_ahead<Heads>(value, Columns * lanes * element_bytes<Format>);
     const Real scale = Format == row_format::int8 ? static_cast<Real>(rows.value_scales[k]) : Real(1);
     vector_of<Real> weight[Heads];
     LAMBDA_ATTENTION_UNROLL
     for (int h = 0; h < Heads; ++h) weight[h] = broadcast(weights[h * weight_stride + k] * scale);
     LAMBDA_ATTENTION_UNROLL
-    for (int c = 0; c < Columns; ++c) {
-      const vector_of<Real> element = load_stored<Format, Real>(value + c * lanes * element_bytes<Format>);
+    for (int c = 0; c < Columns; c += run) {
+      vector_of<Real> element[run];
+      load_run<Format, run, Real>(value + c * lanes * element_bytes<Format>, element);
       LAMBDA_ATTENTION_UNROLL
-      for (int h = 0; h < Heads; ++h) acc[h][c] = fused(element, weight[h], acc[h][c]);
+      for (int v = 0; v < run; ++v) {
+        LAMBDA_ATTENTION_UNROLL
+        for (int h = 0; h < Heads; ++h) acc[h][c + v] = fused(element[v], weight[h], acc[h][c + v]);
+      }
     }
   }
   LAMBDA_ATTENTION_UNROLL
   for (int h = 0; h < Heads; ++h) {
     LAMBDA_ATTENTION_UNROLL
-    for (int c = 0; c < Columns; ++c) {
-      Real* const sum = output + h * padded_dim + d + c * lanes;
-      store(sum, load(sum) + acc[h][c]);
-    }
+    for (int c = 0; c < Columns; c += run) add_run<run>(acc[h] + c, output + h * padded_dim + d + c * lanes);
   }
 }
 
-// Values in runs of 64 tokens, so that what a pass over a few columns has fetched is there for the next pass, and so that
+// Values of 64 tokens at a time, so that what a pass over a few columns has fetched is there for the next pass, and so that
 // rounding hardly grows with the number of keys.
 template <row_format Format, int Heads, class Real>
 void add_values_of(const Real* weights, index_t weight_stride, index_t padded_dim, const stored_rows& rows,
                    Real* output) {
   constexpr index_t lanes = vectors<Real>::lanes;
   constexpr int columns = (vector_bytes == 64 ? 16 : 8) / Heads > 8 ? 8 : (vector_bytes == 64 ? 16 : 8) / Heads;
-  constexpr index_t keys_per_run = 64;
-  for (index_t first = 0; first < rows.num_keys; first += keys_per_run) {
-    const index_t last = first + keys_per_run < rows.num_keys ? first + keys_per_run : rows.num_keys;
+  constexpr index_t keys_together = 64;
+  for (index_t first = 0; first < rows.num_keys; first += keys_together) {
+    const index_t last = first + keys_together < rows.num_keys ? first + keys_together : rows.num_keys;
     index_t d = 0;
     for (; d + columns * lanes <= padded_dim; d += columns * lanes)
       add_value_columns<Format, Heads, columns>(weights, weight_stride, padded_dim, rows, first, last, d, output);

@@ -65,29 +65,56 @@ LAMBDA_ATTENTION_INLINE void transpose(vector_of<Real> (&rows)[vectors<Real>::la
   weave_rows<Real, lanes == 16 ? 4 : lanes == 8 ? 3 : lanes == 4 ? 2 : 1>(rows);
 }
 
-// Lane i of the result: the sum of the lanes of rows[i]. Each round adds the halves of rows i and i + Rows / 2 crosswise,
-// which leaves half as many rows; the weave puts the rows that were added to one another next to each other.
-template <class Real, int Rows>
-LAMBDA_ATTENTION_INLINE void add_crosswise(vector_of<Real>* rows) {
-  LAMBDA_ATTENTION_UNROLL
-  for (int i = 0; i < Rows / 2; ++i)
-    rows[i] = weave_lower(rows[i], rows[i + Rows / 2]) + weave_upper(rows[i], rows[i + Rows / 2]);
-  if constexpr (Rows > 2) add_crosswise<Real, Rows / 2>(rows);
+// Lane l of what every_other_unit takes of two vectors: within each span of lanes, the units of so many lanes at even (or
+// odd) places of a, then those of b.
+//
+//     unit 1, span 4, even:    a0 a2 b0 b2  a4 a6 b4 b6 ...
+constexpr int lane_of_other_unit(int l, int lanes, int unit, int span, int odd) {
+  const int units_of_each = span / unit / 2;
+  const int place = l % span / unit;
+  return (place < units_of_each ? 0 : lanes) + l / span * span + (2 * (place % units_of_each) + odd) * unit + l % unit;
 }
-template <class Real>
-LAMBDA_ATTENTION_INLINE vector_of<Real> sums_of_rows(vector_of<Real> (&rows)[vectors<Real>::lanes]) {
-  add_crosswise<Real, vectors<Real>::lanes>(rows);
-  return rows[0];
+template <int Unit, int Span, int Odd, class Vector, std::size_t... Lane>
+LAMBDA_ATTENTION_INLINE Vector every_other_unit(Vector a, Vector b, std::index_sequence<Lane...>) {
+  return __builtin_shufflevector(a, b, lane_of_other_unit(Lane, sizeof...(Lane), Unit, Span, Odd)...);
 }
+template <class Vector>
+using lanes_of = std::make_index_sequence<sizeof(Vector) / sizeof(std::declval<Vector>()[0])>;
 
-// The even elements of a and b, in order.
+// The elements of a and b at even places, in order, and those at odd places.
 template <class Vector>
 LAMBDA_ATTENTION_INLINE Vector even_lanes(Vector a, Vector b) {
-  constexpr int lanes = sizeof(Vector) / sizeof(a[0]);
-  if constexpr (lanes == 4) return __builtin_shufflevector(a, b, 0, 2, 4, 6);
-  if constexpr (lanes == 8) return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
-  if constexpr (lanes == 16)
-    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  return every_other_unit<1, lanes_of<Vector>::size(), 0>(a, b, lanes_of<Vector>{});
+}
+template <class Vector>
+LAMBDA_ATTENTION_INLINE Vector odd_lanes(Vector a, Vector b) {
+  return every_other_unit<1, lanes_of<Vector>::size(), 1>(a, b, lanes_of<Vector>{});
+}
+
+// Lane i of the result: the sum of the lanes of rows[i]. Each round adds neighbours within two rows, which leaves one row:
+// first within blocks of 16 bytes, then whole blocks, for that is what processors shuffle fastest.
+template <class Real, int Rows>
+LAMBDA_ATTENTION_INLINE void add_neighbours(vector_of<Real>* rows) {
+  constexpr int lanes = vectors<Real>::lanes;
+  constexpr int block = 16 / static_cast<int>(sizeof(Real));
+  constexpr bool within_blocks = Rows > lanes / block;
+  constexpr int unit = within_blocks ? 1 : block;
+  constexpr int span = within_blocks ? block : lanes;
+  using all_lanes = lanes_of<vector_of<Real>>;
+  LAMBDA_ATTENTION_UNROLL
+  for (int i = 0; i < Rows / 2; ++i) {
+    const vector_of<Real> a = rows[2 * i], b = rows[2 * i + 1];
+    rows[i] = every_other_unit<unit, span, 0>(a, b, all_lanes{}) + every_other_unit<unit, span, 1>(a, b, all_lanes{});
+  }
+  if constexpr (Rows > 2) add_neighbours<Real, Rows / 2>(rows);
+}
+template <class Real>
+LAMBDA_ATTENTION_INLINE vector_of<Real> sums_of_rows(const vector_of<Real> (&rows)[vectors<Real>::lanes]) {
+  vector_of<Real> sums[vectors<Real>::lanes];
+  LAMBDA_ATTENTION_UNROLL
+  for (int i = 0; i < vectors<Real>::lanes; ++i) sums[i] = rows[i];
+  add_neighbours<Real, vectors<Real>::lanes>(sums);
+  return sums[0];
 }
 
 // The sum of `Lanes` lanes, by halves; the copies become register moves.
