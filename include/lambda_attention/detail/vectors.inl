@@ -102,7 +102,7 @@ LAMBDA_ATTENTION_INLINE void add_neighbours(vector_of<Real>* rows) {
   constexpr int span = within_blocks ? block : lanes;
   using all_lanes = lanes_of<vector_of<Real>>;
   LAMBDA_ATTENTION_UNROLL
-  for (int i = 0; i < Rows / 2; ++i) {
+  for (index_t i = 0; i < Rows / 2; ++i) {
     const vector_of<Real> a = rows[2 * i], b = rows[2 * i + 1];
     rows[i] = every_other_unit<unit, span, 0>(a, b, all_lanes{}) + every_other_unit<unit, span, 1>(a, b, all_lanes{});
   }
