@@ -73,6 +73,7 @@ auto at_level(isa_level level, Work&& work) {
   if (level == isa_level::automatic) level = lambda_attention::isa();
   switch (level) {
     case isa_level::avx512:
+    case isa_level::avx512_bf16:
       return work(avx512{});
     case isa_level::avx2:
       return work(avx2{});

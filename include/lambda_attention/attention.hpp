@@ -154,10 +154,8 @@ void attend(const tensor_view<Q>& q, const tensor_view<K>& k, const tensor_view<
 template <class Storage, class Position>
 index_t scratch_bytes(const kv_cache<Storage, Position>& cache, index_t num_heads, index_t num_tokens,
                       index_t num_workers = 1, isa_level isa = isa_level::automatic) {
-  using real = typename kv_cache<Storage, Position>::compute_type;
   detail::check_isa(isa, "scratch_bytes");
-  return detail::stream_scratch_bytes(detail::kernels_for<real>(isa), cache.core(), cache.position().data(), num_heads,
-                                      num_tokens, num_workers);
+  return detail::stream_scratch_bytes(isa, cache.core(), cache.position().data(), num_heads, num_tokens, num_workers);
 }
 
 }  // namespace LAMBDA_ATTENTION_UNIT

@@ -105,6 +105,7 @@ inline bool is_finite(double number) {
 }
 
 constexpr index_t round_up(index_t count, index_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+constexpr index_t round_down(index_t count, index_t multiple) { return count / multiple * multiple; }
 
 /// a + b for b >= 0, stopping at `unlimited`.
 constexpr index_t saturating_add(index_t a, index_t b) { return a > unlimited - b ? unlimited : a + b; }

@@ -9,9 +9,10 @@ inline namespace LAMBDA_ATTENTION_UNIT {
 /// Every set includes the ones before it. `automatic` is the best that this machine has.
 enum class isa_level {
   automatic,
-  baseline,  ///< SSE2 on x86-64, and what the compiler makes of 16-byte vectors elsewhere
-  avx2,      ///< AVX2, FMA and F16C
-  avx512,    ///< AVX-512 F, BW, DQ and VL
+  baseline,     ///< SSE2 on x86-64, and what the compiler makes of 16-byte vectors elsewhere
+  avx2,         ///< AVX2, FMA and F16C
+  avx512,       ///< AVX-512 F, BW, DQ and VL
+  avx512_bf16,  ///< AVX-512 BF16: products of pairs of bfloat16
 };
 
 /// The best instruction set that this machine runs.
@@ -19,7 +20,7 @@ inline isa_level isa() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return isa_level::avx512;
+    return __builtin_cpu_supports("avx512bf16") ? isa_level::avx512_bf16 : isa_level::avx512;
   // Every processor with AVX2 and FMA has F16C; compilers of this age have no word to ask for it.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return isa_level::avx2;
 #endif
@@ -36,6 +37,8 @@ constexpr const char* name_of(isa_level level) {
       return "avx2";
     case isa_level::avx512:
       return "avx512";
+    case isa_level::avx512_bf16:
+      return "avx512_bf16";
   }
   return "?";
 }

@@ -48,13 +48,13 @@ class position_driver {
     const query_tile tile = {query, 1, 1};
     index_t num_keys = 0;
     for (int b = 0; b < bands.count; ++b)
-      for_each_segment(bands.band[b], tile, [&](const key_segment& segment) { num_keys += segment.num_keys; });
+      for_each_segment(bands.band[b], tile, 1, [&](const key_segment& segment) { num_keys += segment.num_keys; });
     score_stride_ = round_up(num_keys, row_multiple);
 
     pack(query, place);
     index_t column = 0;
     for (int b = 0; b < bands.count; ++b)
-      for_each_segment(bands.band[b], tile,
+      for_each_segment(bands.band[b], tile, 1,
                        [&](const key_segment& segment) { column += score(query, segment, column); });
     Real sum[most_heads_by_position], max[most_heads_by_position];
     for (index_t h = 0; h < heads_; ++h)
@@ -63,7 +63,7 @@ class position_driver {
     for (index_t i = 0; i < heads_ * padded_v_dim_; ++i) scratch_.output[i] = 0;
     column = 0;
     for (int b = 0; b < bands.count; ++b)
-      for_each_segment(bands.band[b], tile, [&](const key_segment& segment) { column += weigh(segment, column); });
+      for_each_segment(bands.band[b], tile, 1, [&](const key_segment& segment) { column += weigh(segment, column); });
     for (index_t h = 0; h < heads_; ++h) finish(query, h, sum[h], max[h]);
   }
 

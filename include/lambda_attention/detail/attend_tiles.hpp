@@ -31,7 +31,7 @@ class tile_driver {
         first_head_(first_head),
         heads_(tile_heads) {
     far_turner_.move_to(far_query_position(job));
-    tile_.head_dim = job.head_dim();
+    tile_.key_words = job.in_pairs ? (job.head_dim() + 1) / 2 : job.head_dim();
     tile_.v_head_dim = job.v_head_dim();
     tile_.width = kernels.lanes * kernels.tile_vectors;
     tile_.queries[0] = scratch.queries[0];
@@ -72,7 +72,8 @@ class tile_driver {
       for (index_t c = 0; c < columns; ++c) pack(tile, c, tile_.queries[1], turns::all_to_the_limit);
     kernels_.begin_tile(tile_);
     for (int b = 0; b < bands.count; ++b)
-      for_each_segment(bands.band[b], tile, [&](const key_segment& segment) { add(tile, segment); });
+      for_each_segment(bands.band[b], tile, job_.in_pairs ? 2 : 1,
+                       [&](const key_segment& segment) { add(tile, segment); });
     for (index_t c = 0; c < columns; ++c)
       for (int h = 0; h < heads_; ++h) unpack(tile, c, h);
   }
@@ -91,7 +92,7 @@ class tile_driver {
   // Column `column` of a tile, all heads. Lanes without a query are zeros: whatever they compute stays finite and is
   // dropped.
   void pack(const query_tile& tile, index_t column, Real* panel, turns turned_to) {
-    const index_t stride = round_up(tile_.head_dim, row_multiple);
+    const index_t dim = job_.head_dim(), stride = round_up(dim, row_multiple);
     for (int h = 0; h < heads_; ++h) {
       for (index_t l = 0; l < kernels_.lanes; ++l) {
         const index_t p = column * kernels_.lanes + l;
@@ -100,10 +101,12 @@ class tile_driver {
           if (p + rows_ahead < tile.count) prefetch_query(tile.first + p + rows_ahead, h);
           turn_query(tile.first + p, h, turned_to, turned);
         } else {
-          std::memset(turned, 0, static_cast<std::size_t>(tile_.head_dim) * sizeof(Real));
+          std::memset(turned, 0, static_cast<std::size_t>(dim) * sizeof(Real));
         }
+        if (dim % 2 != 0) turned[dim] = 0;
       }
-      kernels_.pack(scratch_.rows, stride, tile_.head_dim, job_.scale, panel + lane_of(column, h), tile_.width);
+      (job_.in_pairs ? kernels_.pack_pairs : kernels_.pack)(scratch_.rows, stride, dim, job_.scale,
+                                                            panel + lane_of(column, h), tile_.width);
     }
   }
 
@@ -143,7 +146,8 @@ class tile_driver {
       run.distance = bias.distance;
       run.lane_step = bias.lane_step;
       run.key_step = bias.key_step;
-      kernels_.add_keys(tile_, run);
+      run.first_is_odd = key % 2 != 0;
+      (job_.in_pairs ? kernels_.add_pair_keys : kernels_.add_keys)(tile_, run);
     }
   }
 

@@ -146,6 +146,15 @@ attention_job<Real> job_of(const tensor& q, const tensor& out, const attention_o
   return job;
 }
 
+// Tiles take pairs of bfloat16s where keys and values are of them, and the kernels multiply such.
+template <class Real>
+bool takes_pairs(const attention_job<Real>& job, isa_level level) {
+  if (kernels_for<Real>(level).add_pair_keys == nullptr || job.by_position()) return false;
+  bool all = job.rows.sink_values.format == row_format::bf16 && job.rows.window_values.format == row_format::bf16;
+  for (const row_store<Real>& keys : job.rows.keys) all = all && keys.format == row_format::bf16;
+  return all;
+}
+
 // A whole sequence: rows are turned as they are read.
 template <class Real>
 attention_job<Real> checked_sequence_job(const tensor& q, const tensor& k, const tensor& v, const tensor& out,
@@ -176,6 +185,7 @@ attention_job<Real> checked_sequence_job(const tensor& q, const tensor& k, const
   treatment[static_cast<int>(key_kind::window_far)] = at_zero;
   treatment[static_cast<int>(key_kind::sinks_far)] = job.plan.slots() ? near : at_zero;
   job.rows.sink_values = job.rows.window_values = store_of<Real>(v);
+  job.in_pairs = takes_pairs(job, options.isa);
   return job;
 }
 
@@ -190,6 +200,7 @@ attention_job<Real> stream_job(const tensor& q, const tensor& out, const cache_c
   job.plan = cache.shape().plan;
   job.encoding = encoding;
   job.rows = cache.rows();
+  job.in_pairs = takes_pairs(job, options.isa);
   return job;
 }
 

@@ -42,6 +42,7 @@ struct attention_job {
   const float* sink_logits;
   Real scale;     // of scores, log2(e) included
   Real soft_cap;  // log2(e) included
+  bool in_pairs;  // tiles take keys and values as pairs of bfloat16s, and round queries and weights to them
 
   index_t num_tokens() const { return first_query + q.tokens; }
   index_t head_dim() const { return q.dim; }

@@ -5,9 +5,21 @@
 
 #include <lambda_attention/detail/rows.inl>
 
+#include <lambda_attention/detail/operands_numbers.inl>
+
 #include <lambda_attention/detail/tile.inl>
 
 #include <lambda_attention/detail/single_position.inl>
+
+template <class Real>
+constexpr kernel_table<Real> table_of_kernels() {
+  return {
+      vectors<Real>::lanes, tile_vectors,  begin_tile<Real>, add_keys<Real>,  pack<Real>,
+      unpack<Real>,         nullptr,       nullptr,          nullptr,         nullptr,
+      cos_sin<Real>,        rotate<Real>,  read_row<Real>,   write_row<Real>, score_rows<Real>,
+      adjust_scores<Real>,  softmax<Real>, add_values<Real>,
+  };
+}
 
 // Not an inline function, so that `extern template` keeps a unit from compiling the kernels: see kernels_elsewhere.hpp.
 template <class Real>
@@ -16,10 +28,6 @@ struct kernels {
 };
 template <class Real>
 const kernel_table<Real>& kernels<Real>::table() {
-  static constexpr kernel_table<Real> functions = {
-      vectors<Real>::lanes, tile_vectors,        begin_tile<Real>, add_keys<Real>,   pack<Real>,
-      unpack<Real>,         cos_sin<Real>,       rotate<Real>,     read_row<Real>,   write_row<Real>,
-      score_rows<Real>,     adjust_scores<Real>, softmax<Real>,    add_values<Real>,
-  };
+  static constexpr kernel_table<Real> functions = table_of_kernels<Real>();
   return functions;
 }

@@ -54,15 +54,15 @@ struct integer_of<double> {
 //     dim 1   q0 ... q15    ...
 template <class Real>
 struct tile_state {
-  index_t head_dim;
+  index_t key_words;  // of a key's row: as many as it has numbers, or pairs
   index_t v_head_dim;
-  index_t width;         // lanes of the whole tile
-  Real* queries[2];      // panels [head_dim][width], times scale * log2(e): rotated by their own position; by the limit
-  Real* output;          // panel [v_head_dim][width], not yet divided by the sum
-  Real* scores;          // [keys_per_block][width]
-  Real* running_max;     // [width], may be stale: no score is above it by more than the lazy-rescale threshold
-  Real* sum;             // [width], of 2^(score - running_max)
-  const Real* position;  // [width], of each lane in the tile
+  index_t width;      // lanes of the whole tile
+  Real* queries[2];   // panels [key_words][width], times scale * log2(e): rotated by their own position; by the limit
+  Real* output;       // panel [v_head_dim][width], not yet divided by the sum
+  Real* scores;       // [keys_per_block][width]
+  Real* running_max;  // [width], may be stale: no score is above it by more than the lazy-rescale threshold
+  Real* sum;          // [width], of 2^(score - running_max)
+  const Real* position;                    // [width], of each lane in the tile
   Real slope[max_tile_vectors];            // per vector, times log2(e); zeros without ALiBi
   const Real* bias_row[max_tile_vectors];  // per vector, of a bias_table; null without one
   index_t num_distances;                   // of the bias_table
@@ -88,6 +88,7 @@ struct tile_keys {
   index_t distance;
   int lane_step;
   int key_step;
+  bool first_is_odd;  // of pairs: the first key's values are in the upper halves of their row
 };
 
 // Rows as a cache stores them, for queries at a single position.
@@ -113,6 +114,14 @@ struct kernel_table {
   // `lanes` rows times `scale` to one vector of a panel, and back, lane l times scale[l].
   void (*pack)(const Real* rows, index_t row_stride, index_t dim, Real scale, Real* panel, index_t width);
   void (*unpack)(const Real* panel, index_t width, const Real* scale, index_t dim, Real* rows, index_t row_stride);
+
+  // The same in pairs of bfloat16s, two in a word; null where the ISA does not multiply them. write_pairs makes a row of
+  // keys; keys 2i and 2i + 1 share a row of values, to which join_values brings each. Where dim is odd, a zero follows the
+  // numbers of a row; up to 32 numbers are read at a time.
+  void (*add_pair_keys)(tile_state<Real>& tile, const tile_keys<Real>& keys);
+  void (*pack_pairs)(const Real* rows, index_t row_stride, index_t dim, Real scale, Real* panel, index_t width);
+  void (*write_pairs)(const Real* row, index_t dim, Real* words);
+  void (*join_values)(const unsigned char* row, index_t dim, bool odd, Real* words);
 
   // Rows.
   void (*cos_sin)(const rotation_data& rotation, std::uint64_t first, index_t count, Real* angles);
@@ -183,6 +192,13 @@ namespace avx512 {
 }  // namespace avx512
 LAMBDA_ATTENTION_END_TARGET
 
+LAMBDA_ATTENTION_BEGIN_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+namespace avx512_bf16 {
+#include <lambda_attention/detail/isa_avx512_bf16.inl>
+#include <lambda_attention/detail/kernel_text_pairs.inl>
+}  // namespace avx512_bf16
+LAMBDA_ATTENTION_END_TARGET
+
 #else
 
 namespace baseline {
@@ -206,7 +222,10 @@ template <class Real>
 const kernel_table<Real>& kernels_for(isa_level level) {
 #if defined(__x86_64__)
   if (level == isa_level::automatic) level = isa();
-  if (level == isa_level::avx512) return avx512::kernels<Real>::table();
+  if constexpr (sizeof(Real) == sizeof(float)) {
+    if (level == isa_level::avx512_bf16) return avx512_bf16::kernels<Real>::table();
+  }
+  if (level >= isa_level::avx512) return avx512::kernels<Real>::table();
   if (level == isa_level::avx2) return avx2::kernels<Real>::table();
 #else
   static_cast<void>(level);

@@ -108,23 +108,31 @@ struct plan_shape {
 //
 // Going from one key to the next, the queries that see it move on by one. A new segment begins where the first or the last
 // of them enters another column, or the tile: a stair is `lanes` keys, the last or the first of which a whole column sees.
+// Within a band, cuts lie at multiples of `unit` keys: 2 where keys are taken in pairs.
 template <class Visit>
-constexpr void for_each_segment(const key_band& band, const query_tile& tile, Visit&& visit) {
+constexpr void for_each_segment(const key_band& band, const query_tile& tile, index_t unit, Visit&& visit) {
   const index_t last_query = tile.first + tile.count - 1;
   const index_t nearest = band.nearest;
   const index_t farthest = min(band.farthest, last_query);  // no key is farther; keeps the sums below from overflowing
   index_t key = max(band.keys.first, max(0, tile.first - farthest));
   const index_t end = min(band.keys.last, last_query - nearest + 1);
   while (key < end) {
-    // Positions in the tile that see this key: [low, high].
+    // The first and the last position in the tile that sees this key, and the last that sees a key of its unit.
+    const index_t unit_end = min(end, round_down(key, unit) + unit);
     const index_t low = key + nearest - tile.first;
     const index_t high = key + farthest - tile.first;
+    const index_t high_of_unit = unit_end - 1 + farthest - tile.first;
     const index_t first_column = max(low, 0) / tile.lanes;
-    const index_t last_column = min(high, tile.count - 1) / tile.lanes;
+    const index_t last_column = min(high_of_unit, tile.count - 1) / tile.lanes;
     const index_t column_start = first_column * tile.lanes;
     const index_t column_end = min(tile.count, (last_column + 1) * tile.lanes);
-    index_t num_keys = min(end - key, (low < 0 ? 0 : column_start + tile.lanes) - low);
-    if (high < tile.count) num_keys = min(num_keys, column_end - high);
+    // The first key that the tile's first query does not see any more, or else the first that the first column does not.
+    const index_t body_end = round_down(tile.first - nearest, unit);
+    index_t next = key < body_end ? body_end : round_up(column_start + tile.lanes - nearest + tile.first, unit);
+    // The first key that another column sees, or the whole tile.
+    if (high_of_unit < tile.count)
+      next = min(next, max(unit_end, round_down(column_end - farthest + tile.first, unit)));
+    const index_t num_keys = min(next, end) - key;
     const bool enters_late = low + num_keys - 1 > column_start;
     const bool leaves_early = high < column_end - 1;
     visit(key_segment{band.kind, key, num_keys, static_cast<int>(first_column),

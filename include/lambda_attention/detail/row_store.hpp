@@ -86,15 +86,18 @@ row_store<Real> store_of(const tensor& t) {
   return store;
 }
 
-// Rows that a kernel can read: numbers of its own type, key j at data + (j % capacity) * stride.
+// Rows that a kernel can read: words of numbers of its own type, or of pairs of bfloat16s. Key j is at place j % capacity,
+// where each has a row, or each two of them share one.
 template <class Real>
 struct row_window {
   const Real* data = nullptr;
   Real* ring = nullptr;  // the same, where it is a copy
   index_t stride = 0;
-  index_t capacity = 1;
+  index_t capacity = 1;  // even where rows are shared
+  bool shared_by_two = false;
 
-  const Real* row(index_t key) const { return data + key % capacity * stride; }
+  index_t offset_at(index_t place) const { return (shared_by_two ? place / 2 : place) * stride; }
+  const Real* row(index_t key) const { return data + offset_at(key % capacity); }
   // Keys from this one on that lie one after the other.
   index_t run_length(index_t key) const { return capacity - key % capacity; }
 };
@@ -105,13 +108,16 @@ enum class row_treatment {
   turn_to_zero,
 };
 
-// Whether rows can be read where they lie. Values of one head that lie far apart are better copied: a page and a cache set
-// for each of them cost more than the copy.
+// Whether rows can be read where they lie, as numbers or as the pairs that they hold. Rows of one head that lie far apart
+// are better copied: a page and a cache set for each of them cost more than the copy.
 template <class Real>
-bool readable_in_place(const row_store<Real>& store, row_treatment treatment) {
-  const index_t dense = store.dim * static_cast<index_t>(sizeof(Real));
-  return treatment == row_treatment::as_stored && store.format == native_format<Real> &&
-         store.row_bytes < dense + row_multiple * static_cast<index_t>(sizeof(Real));
+bool readable_in_place(const row_store<Real>& store, row_treatment treatment, bool in_pairs = false) {
+  const index_t element = in_pairs ? 2 : static_cast<index_t>(sizeof(Real));
+  if (treatment != row_treatment::as_stored || store.row_bytes >= (store.dim + row_multiple) * element) return false;
+  if (!in_pairs) return store.format == native_format<Real>;
+  constexpr index_t word = 4;
+  return store.dim % 2 == 0 && store.row_bytes % word == 0 && store.head_bytes % word == 0 &&
+         reinterpret_cast<std::uintptr_t>(store.data) % word == 0;
 }
 
 // Asks for a row that will be read soon. Rows of one head lie a whole token apart, where no hardware prefetcher looks.

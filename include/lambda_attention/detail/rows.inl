@@ -180,6 +180,43 @@ void read_row(row_format format, const void* source, index_t count, Real scale, 
   }
 }
 
+// The bits of numbers rounded to 16, in the lower halves of the lanes; see half_bits and bfloat16_bits.
+template <row_format Format>
+LAMBDA_ATTENTION_INLINE bits_of_lanes<float> rounded_to_16_bits(vector_of<float> x) {
+  using bits = bits_of_lanes<float>;
+  using numbers = mask_of<float>;
+  const bits all = (bits)x;
+  const bits magnitude = all & 0x7fffffffU;
+  const mask_of<float> is_nan = (numbers)magnitude > 0x7f800000;
+  if constexpr (Format == row_format::bf16) {
+    return is_nan ? (all >> 16) | 0x40U : (all + 0x7fffU + ((all >> 16) & 1U)) >> 16;
+  } else {
+    const bits normal = (magnitude - 0x38000000U + 0xfffU + ((magnitude >> 13) & 1U)) >> 13;
+    const bits small = (bits)((vector_of<float>)magnitude + 0.5f) - (bits)broadcast(0.5f);
+    bits half = (numbers)magnitude < 0x38800000 ? small : normal;
+    half = (numbers)magnitude >= 0x477ff000 ? bits{} + 0x7c00U : half;
+    half = is_nan ? ((magnitude >> 13) & 0x1ffU) | 0x7e00U : half;
+    return ((all >> 16) & 0x8000U) | half;
+  }
+}
+
+template <row_format Format>
+void write_16_bits(const float* row, index_t count, unsigned char* destination) {
+  constexpr index_t lanes = vectors<float>::lanes;
+  typedef std::uint16_t numbers __attribute__((vector_size(lanes * 2)));
+  for (index_t i = 0; i < count; i += lanes) {
+    const index_t size = count - i < lanes ? count - i : lanes;
+    vector_of<float> x = {};
+    if (size == lanes) {
+      x = load_loose(row + i);
+    } else {
+      std::memcpy(&x, row + i, static_cast<std::size_t>(size) * sizeof(float));
+    }
+    const numbers narrow = __builtin_convertvector(rounded_to_16_bits<Format>(x), numbers);
+    std::memcpy(destination + 2 * i, &narrow, static_cast<std::size_t>(size) * 2);
+  }
+}
+
 // The reverse, rounding to nearest; not int8.
 template <class Real>
 void write_row(row_format format, const Real* row, index_t count, void* destination) {
@@ -191,6 +228,10 @@ void write_row(row_format format, const Real* row, index_t count, void* destinat
   } else if (format == row_format::f64) {
     double* const numbers = static_cast<double*>(destination);
     for (index_t i = 0; i < count; ++i) numbers[i] = static_cast<double>(row[i]);
+  } else if constexpr (sizeof(Real) == sizeof(float)) {
+    unsigned char* const bytes = static_cast<unsigned char*>(destination);
+    if (format == row_format::f16) return write_16_bits<row_format::f16>(row, count, bytes);
+    write_16_bits<row_format::bf16>(row, count, bytes);
   } else {
     std::uint16_t* const bits = static_cast<std::uint16_t*>(destination);
     for (index_t i = 0; i < count; ++i) {

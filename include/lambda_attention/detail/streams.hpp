@@ -71,20 +71,20 @@ constexpr index_t job_bytes(index_t num_jobs) {
 // The scratch of a call on one stream, of a given number of tokens or fewer, whatever came before: that of a stream whose
 // window is full, where a query sees most.
 template <class Real>
-index_t stream_scratch_bytes(const kernel_table<Real>& kernels, const cache_core<Real>& cache,
-                             const position_data& encoding, index_t num_heads, index_t num_tokens,
-                             index_t num_workers) {
+index_t stream_scratch_bytes(isa_level isa, const cache_core<Real>& cache, const position_data& encoding,
+                             index_t num_heads, index_t num_tokens, index_t num_workers) {
   const index_t tokens = min(max(num_tokens, 0), cache.shape().max_append);
   tensor q, out;
   q.heads = out.heads = num_heads;
   q.dim = cache.shape().head_dim;
   out.dim = cache.shape().v_head_dim;
   const index_t seen = saturating_add(cache.shape().plan.shape.num_sinks, cache.shape().plan.shape.window);
+  attention_options options;
+  options.isa = isa;
   const auto bytes_for = [&](index_t count) {
     q.tokens = out.tokens = count;
-    const attention_job<Real> job =
-        stream_job(q, out, cache, saturating_add(seen, count), encoding, attention_options{});
-    return call_bytes(kernels, job_list<Real>(&job, 1, num_workers));
+    const attention_job<Real> job = stream_job(q, out, cache, saturating_add(seen, count), encoding, options);
+    return call_bytes(kernels_for<Real>(isa), job_list<Real>(&job, 1, num_workers));
   };
   // Few tokens are read position by position, which takes another scratch than tiles.
   return job_bytes<Real>(1) + max(bytes_for(tokens), bytes_for(min(tokens, attention_job<Real>::most_by_position)));

@@ -31,13 +31,31 @@ index_t key_ring_rows(const attention_job<Real>& job, key_kind kind) {
   const key_band band = job.plan.band(kind, job.first_query, job.num_tokens());
   return ring_rows(band.keys, band.farthest - band.nearest);
 }
+// Rows of values, which two keys share in pairs; the first pair may begin before the first key.
+template <class Real>
+index_t value_rows_for(const attention_job<Real>& job, index_t num_keys) {
+  return job.in_pairs && num_keys > 0 ? num_keys / 2 + 1 : num_keys;
+}
 template <class Real>
 index_t window_value_ring_rows(const attention_job<Real>& job) {
-  return ring_rows(window_seen(job.plan, job.first_query, job.num_tokens()), max(0, job.plan.shape.window - 1));
+  const index_range seen = window_seen(job.plan, job.first_query, job.num_tokens());
+  return value_rows_for(job, ring_rows(seen, max(0, job.plan.shape.window - 1)));
 }
 template <class Real>
 index_t sink_value_ring_rows(const attention_job<Real>& job) {
-  return sinks_seen(job.plan, job.num_tokens()).size();
+  return value_rows_for(job, sinks_seen(job.plan, job.num_tokens()).size());
+}
+
+// Words of a row of keys in a ring.
+template <class Real>
+index_t words_of_keys(const attention_job<Real>& job, index_t dim) {
+  return round_up(job.in_pairs ? (dim + 1) / 2 : dim, row_multiple);
+}
+
+// Values of pairs are woven into one another, and so copied.
+template <class Real>
+bool values_in_place(const attention_job<Real>& job, const row_store<Real>& values) {
+  return !job.in_pairs && readable_in_place(values, row_treatment::as_stored);
 }
 
 // The rows of one KV head that the queries of a chunk see, read where they lie if a kernel can, or else copied to rings in
@@ -55,15 +73,14 @@ class task_rows {
         kv_head_(kv_head),
         turner_(turner),
         zero_turner_(kernels, job.encoding, job.head_dim(), scratch.zero_angles),
-        row_(scratch.row) {
+        row_(scratch.row),
+        turned_(scratch.rows) {
     const key_value_rows<Real>& rows = job.rows;
     for (int k = 0; k < num_key_kinds; ++k)
-      keys_[k] = window_on(rows.keys[k], rows.treatment[k], scratch.keys[k], place,
-                           key_ring_rows(job, static_cast<key_kind>(k)));
-    sink_values_ =
-        window_on(rows.sink_values, row_treatment::as_stored, scratch.sink_values, place, sink_value_ring_rows(job));
-    window_values_ = window_on(rows.window_values, row_treatment::as_stored, scratch.window_values, place,
-                               window_value_ring_rows(job));
+      keys_[k] = keys_on(rows.keys[k], rows.treatment[k], scratch.keys[k], place,
+                         key_ring_rows(job, static_cast<key_kind>(k)));
+    sink_values_ = values_on(rows.sink_values, scratch.sink_values, place, sink_value_ring_rows(job));
+    window_values_ = values_on(rows.window_values, scratch.window_values, place, window_value_ring_rows(job));
   }
 
   // Makes what the queries [first, last) see readable, where what [before, first) see, if there are any, is.
@@ -71,66 +88,97 @@ class task_rows {
     for (int k = 0; k < num_key_kinds; ++k) {
       const key_kind kind = static_cast<key_kind>(k);
       const index_range held = before < first ? job_.plan.band(kind, before, first).keys : index_range{0, 0};
-      extend(keys_[k], job_.rows.keys[k], job_.rows.treatment[k], held, job_.plan.band(kind, first, last).keys, first);
+      extend_keys(keys_[k], job_.rows.keys[k], job_.rows.treatment[k], held, job_.plan.band(kind, first, last).keys,
+                  first);
     }
     const index_range sinks_held = before < first ? sinks_seen(job_.plan, first) : index_range{0, 0};
     const index_range window_held = before < first ? window_seen(job_.plan, before, first) : index_range{0, 0};
-    extend(sink_values_, job_.rows.sink_values, row_treatment::as_stored, sinks_held, sinks_seen(job_.plan, last),
-           first);
-    extend(window_values_, job_.rows.window_values, row_treatment::as_stored, window_held,
-           window_seen(job_.plan, first, last), first);
+    extend_values(sink_values_, job_.rows.sink_values, sinks_held, sinks_seen(job_.plan, last));
+    extend_values(window_values_, job_.rows.window_values, window_held, window_seen(job_.plan, first, last));
   }
 
   const row_window<Real>& keys(key_kind kind) const { return keys_[static_cast<int>(kind)]; }
   const row_window<Real>& values(key_kind kind) const { return is_sink(kind) ? sink_values_ : window_values_; }
 
  private:
-  row_window<Real> window_on(const row_store<Real>& store, row_treatment treatment, Real* rings, index_t place,
-                             index_t capacity) const {
-    if (readable_in_place(store, treatment)) {
-      const Real* const rows = reinterpret_cast<const Real*>(store.row(kv_head_, 0));
-      return {rows, nullptr, store.row_bytes / static_cast<index_t>(sizeof(Real)), store.capacity};
-    }
+  row_window<Real> keys_on(const row_store<Real>& store, row_treatment treatment, Real* rings, index_t place,
+                           index_t num_rows) const {
+    if (readable_in_place(store, treatment, job_.in_pairs)) return window_in_place(store);
+    const index_t stride = words_of_keys(job_, store.dim);
+    Real* const ring = rings + place * num_rows * stride;
+    return {ring, ring, stride, max(1, num_rows), false};
+  }
+  row_window<Real> values_on(const row_store<Real>& store, Real* rings, index_t place, index_t num_rows) const {
+    if (values_in_place(job_, store)) return window_in_place(store);
     const index_t stride = round_up(store.dim, row_multiple);
-    Real* const ring = rings + place * capacity * stride;
-    return {ring, ring, stride, max(1, capacity)};
+    Real* const ring = rings + place * num_rows * stride;
+    return {ring, ring, stride, max(1, num_rows) * (job_.in_pairs ? 2 : 1), job_.in_pairs};
+  }
+  row_window<Real> window_in_place(const row_store<Real>& store) const {
+    const Real* const rows = reinterpret_cast<const Real*>(store.row(kv_head_, 0));
+    return {rows, nullptr, store.row_bytes / static_cast<index_t>(sizeof(Real)), store.capacity, false};
   }
 
   // Copies the keys of `seen` that are not held, a chunk at a time; the last chunk is that of the queries, which are turned
   // by the same angles.
-  void extend(const row_window<Real>& window, const row_store<Real>& store, row_treatment treatment, index_range held,
-              index_range seen, index_t first_query) {
+  void extend_keys(const row_window<Real>& window, const row_store<Real>& store, row_treatment treatment,
+                   index_range held, index_range seen, index_t first_query) {
     if (window.ring == nullptr) return;
     for (index_t key = max(held.last, seen.first); key < seen.last;) {
       const index_t end = min(seen.last, key < first_query ? min(first_query, key + queries_per_chunk) : seen.last);
       if (treatment == row_treatment::turn_to_own_position)
         turner_.move_to(job_.first_position + static_cast<std::uint64_t>(key), end - key);
       if (treatment == row_treatment::turn_to_zero) zero_turner_.move_to(0);
-      for (const index_t first = key; key < end;) {
-        const index_t run = min(end - key, min(store.run_length(key), window.run_length(key)));
-        copy_run(window, store, treatment, key, run, key - first);
-        key += run;
-      }
+      const index_t first = key;
+      for_each_row(window, store, key, end, [&](index_t j, const unsigned char* source, float scale, Real* copy) {
+        copy_key(store, treatment, source, scale, j - first, copy);
+      });
+      key = end;
     }
   }
 
-  // Keys whose rows lie one after the other, there and here. The first is at position `position` of the turner.
-  void copy_run(const row_window<Real>& window, const row_store<Real>& store, row_treatment treatment,
-                index_t first_key, index_t count, index_t position) {
-    const unsigned char* source = store.row(kv_head_, first_key);
-    const float* const scales = store.scale(kv_head_, first_key);
-    Real* copy = window.ring + first_key % window.capacity * window.stride;
-    for (index_t i = 0; i < count; ++i, source += store.row_bytes, copy += window.stride) {
-      if (i + rows_ahead < count) prefetch_row(source + rows_ahead * store.row_bytes, store.bytes_read());
-      const float scale = scales == nullptr ? 1.0f : scales[i];
-      if (treatment == row_treatment::as_stored) {
-        store.read(kernels_, source, scale, copy);
-      } else if (treatment == row_treatment::turn_to_zero) {
-        zero_turner_.turn(store.numbers(kernels_, source, scale, row_), copy);
+  // A key's row, turned to position `position` of the turner if that is its treatment.
+  void copy_key(const row_store<Real>& store, row_treatment treatment, const unsigned char* source, float scale,
+                index_t position, Real* copy) {
+    Real* const turned = job_.in_pairs ? turned_ : copy;
+    if (treatment == row_treatment::as_stored) {
+      store.read(kernels_, source, scale, turned);
+    } else if (treatment == row_treatment::turn_to_zero) {
+      zero_turner_.turn(store.numbers(kernels_, source, scale, row_), turned);
+    } else {
+      turner_.turn(store.numbers(kernels_, source, scale, row_), turned, position);
+    }
+    if (!job_.in_pairs) return;
+    if (store.dim % 2 != 0) turned[store.dim] = 0;
+    kernels_.write_pairs(turned, store.dim, copy);
+  }
+
+  void extend_values(const row_window<Real>& window, const row_store<Real>& store, index_range held, index_range seen) {
+    if (window.ring == nullptr) return;
+    const index_t first = max(held.last, seen.first);
+    for_each_row(window, store, first, seen.last, [&](index_t j, const unsigned char* source, float scale, Real* copy) {
+      if (job_.in_pairs) {
+        kernels_.join_values(source, store.dim, j % 2 != 0, copy);
       } else {
-        turner_.turn(store.numbers(kernels_, source, scale, row_), copy, position + i);
+        store.read(kernels_, source, scale, copy);
       }
-      for (index_t d = store.dim; d < window.stride; ++d) copy[d] = 0;
+    });
+  }
+
+  // Calls visit(key, its row in the store, its scale, its row in the ring) for the keys [first, last).
+  template <class Visit>
+  void for_each_row(const row_window<Real>& window, const row_store<Real>& store, index_t first, index_t last,
+                    Visit&& visit) {
+    while (first < last) {
+      const index_t count = min(last - first, min(store.run_length(first), window.run_length(first)));
+      const index_t place = first % window.capacity;
+      const unsigned char* source = store.row(kv_head_, first);
+      const float* const scales = store.scale(kv_head_, first);
+      for (index_t i = 0; i < count; ++i, source += store.row_bytes) {
+        if (i + rows_ahead < count) prefetch_row(source + rows_ahead * store.row_bytes, store.bytes_read());
+        visit(first + i, source, scales == nullptr ? 1.0f : scales[i], window.ring + window.offset_at(place + i));
+      }
+      first += count;
     }
   }
 
@@ -140,6 +188,7 @@ class task_rows {
   row_turner<Real>& turner_;
   row_turner<Real> zero_turner_;
   Real* row_;
+  Real* turned_;
   row_window<Real> keys_[num_key_kinds];
   row_window<Real> sink_values_;
   row_window<Real> window_values_;
@@ -149,15 +198,13 @@ class task_rows {
 template <class Real>
 scratch_sizes row_sizes(const attention_job<Real>& job) {
   const key_value_rows<Real>& rows = job.rows;
-  const index_t padded_dim = round_up(job.head_dim(), row_multiple);
   const index_t padded_v_dim = round_up(job.v_head_dim(), row_multiple);
   scratch_sizes sizes;
   for (int k = 0; k < num_key_kinds; ++k)
-    if (!readable_in_place(rows.keys[k], rows.treatment[k]))
-      sizes.key_elements[k] = key_ring_rows(job, static_cast<key_kind>(k)) * padded_dim;
-  if (!readable_in_place(rows.sink_values, row_treatment::as_stored))
-    sizes.sink_value_elements = sink_value_ring_rows(job) * padded_v_dim;
-  if (!readable_in_place(rows.window_values, row_treatment::as_stored))
+    if (!readable_in_place(rows.keys[k], rows.treatment[k], job.in_pairs))
+      sizes.key_elements[k] = key_ring_rows(job, static_cast<key_kind>(k)) * words_of_keys(job, job.head_dim());
+  if (!values_in_place(job, rows.sink_values)) sizes.sink_value_elements = sink_value_ring_rows(job) * padded_v_dim;
+  if (!values_in_place(job, rows.window_values))
     sizes.window_value_elements = window_value_ring_rows(job) * padded_v_dim;
   return sizes;
 }

@@ -19,7 +19,7 @@ void begin_tile(tile_state<Real>& tile) {
 // acc[k][v] = <key k, queries of vector v>
 template <int Keys, int Vectors, class Real>
 LAMBDA_ATTENTION_INLINE void inner_products(const Real* __restrict key, index_t key_stride,
-                                            const Real* __restrict queries, index_t width, index_t head_dim,
+                                            const Real* __restrict queries, index_t width, index_t num_words,
                                             vector_of<Real> (&acc)[Keys][Vectors]) {
   constexpr int lanes = vectors<Real>::lanes;
   LAMBDA_ATTENTION_UNROLL
@@ -28,15 +28,15 @@ LAMBDA_ATTENTION_INLINE void inner_products(const Real* __restrict key, index_t 
     for (int v = 0; v < Vectors; ++v) acc[k][v] = vector_of<Real>{};
   }
   LAMBDA_ATTENTION_UNROLL_TWICE
-  for (index_t d = 0; d < head_dim; ++d) {
+  for (index_t d = 0; d < num_words; ++d) {
     vector_of<Real> query[Vectors];
     LAMBDA_ATTENTION_UNROLL
     for (int v = 0; v < Vectors; ++v) query[v] = load(queries + v * lanes);
     LAMBDA_ATTENTION_UNROLL
     for (int k = 0; k < Keys; ++k) {
-      const vector_of<Real> element = broadcast(key[k * key_stride]);
+      const vector_of<Real> element = broadcast_word(key + k * key_stride);
       LAMBDA_ATTENTION_UNROLL
-      for (int v = 0; v < Vectors; ++v) acc[k][v] = fused(element, query[v], acc[k][v]);
+      for (int v = 0; v < Vectors; ++v) acc[k][v] = multiply_add(element, query[v], acc[k][v]);
     }
     queries += width;
     ++key;
@@ -73,7 +73,7 @@ __attribute__((noinline)) void adjust_block(const tile_state<Real>& tile, const 
 // old ones. A maximum is a whole number, so the scale is a power of two and rescaling rounds nothing; a lane that does not
 // exceed its maximum is left as it is, bit for bit.
 //
-// `scores` holds `done` rows of weights 2^(score - max) of this block, then `num_keys` rows of scores.
+// `scores` holds the weights 2^(score - max) of `done` keys of this block, and in rows `done` ... `num_keys` rows of scores.
 template <class Real>
 __attribute__((noinline, cold)) void raise_maxima(tile_state<Real>& tile, const tile_keys<Real>& keys, Real* scores,
                                                   index_t done, int num_keys) {
@@ -92,10 +92,8 @@ __attribute__((noinline, cold)) void raise_maxima(tile_state<Real>& tile, const 
     const vector_of<Real> scale = exceeds ? exp2_of_whole<Real>(old_max - new_max) : broadcast(Real(1));
     store(tile.running_max + v * lanes, new_max);
     store(tile.sum + v * lanes, load(tile.sum + v * lanes) * scale);
-    for (index_t k = 0; k < done; ++k) {
-      Real* const weight = scores + k * tile.width + v * lanes;
-      store(weight, load(weight) * scale);
-    }
+    for (index_t row = 0; row < done / numbers_per_word; ++row)
+      scale_word(scores + row * tile.width + v * lanes, scale);
     for (index_t d = 0; d < tile.v_head_dim; ++d) {
       Real* const output = tile.output + d * tile.width + v * lanes;
       store(output, load(output) * scale);
@@ -156,7 +154,7 @@ LAMBDA_ATTENTION_INLINE void adjust_and_mask(const tile_state<Real>& tile, const
   }
 }
 
-// Weights of `Keys` keys: row `done` ... of tile.scores.
+// Weights of `Keys` keys, numbers `done` ... of their block, to tile.scores.
 template <int Keys, int Vectors, class Real>
 LAMBDA_ATTENTION_INLINE void score_block(tile_state<Real>& tile, const tile_keys<Real>& keys, index_t first_key,
                                          index_t done) {
@@ -165,7 +163,7 @@ LAMBDA_ATTENTION_INLINE void score_block(tile_state<Real>& tile, const tile_keys
   Real* const row = tile.scores + done * tile.width;
   vector_of<Real> acc[Keys][Vectors];
   inner_products<Keys, Vectors>(keys.keys + first_key * keys.key_stride, keys.key_stride,
-                                tile.queries[keys.query_panel] + first_lane, tile.width, tile.head_dim, acc);
+                                tile.queries[keys.query_panel] + first_lane, tile.width, tile.key_words, acc);
   adjust_and_mask<Keys, Vectors>(tile, keys, first_key, row, acc);
 
   Real* const running_max = tile.running_max + first_lane;
@@ -185,13 +183,14 @@ LAMBDA_ATTENTION_INLINE void score_block(tile_state<Real>& tile, const tile_keys
   LAMBDA_ATTENTION_UNROLL
   for (int v = 0; v < Vectors; ++v) {
     const vector_of<Real> max = load(running_max + v * lanes);
+    vector_of<Real> weight[Keys];
     vector_of<Real> sum = {};
     LAMBDA_ATTENTION_UNROLL
     for (int k = 0; k < Keys; ++k) {
-      const vector_of<Real> weight = exp2<Real>(acc[k][v] - max);
-      store(row + first_lane + k * tile.width + v * lanes, weight);
-      sum += weight;
+      weight[k] = weight_of<Real>(acc[k][v] - max);
+      sum += weight[k];
     }
+    store_weights(tile.scores + first_lane + v * lanes, tile.width, done, weight);
     Real* const total = tile.sum + first_lane + v * lanes;
     store(total, load(total) + sum);
   }
@@ -215,9 +214,9 @@ LAMBDA_ATTENTION_INLINE void value_block(Real* __restrict output, const Real* __
     for (int v = 0; v < Vectors; ++v) weight[v] = load(weights + v * lanes);
     LAMBDA_ATTENTION_UNROLL
     for (int d = 0; d < Dims; ++d) {
-      const vector_of<Real> element = broadcast(value[d]);
+      const vector_of<Real> element = broadcast_word(value + d);
       LAMBDA_ATTENTION_UNROLL
-      for (int v = 0; v < Vectors; ++v) acc[d][v] = fused(element, weight[v], acc[d][v]);
+      for (int v = 0; v < Vectors; ++v) acc[d][v] = multiply_add(element, weight[v], acc[d][v]);
     }
     weights += width;
     value += value_stride;
@@ -258,17 +257,47 @@ LAMBDA_ATTENTION_INLINE void add_weighted_values(Real* output, const Real* weigh
                                                               dim);
 }
 
+// Row `row` of values alone, of which only the key at one place of each word counts.
 template <int Vectors, class Real>
-__attribute__((noinline)) void add_keys_to(tile_state<Real>& tile, const tile_keys<Real>& keys) {
+__attribute__((noinline)) void add_lone_key(Real* output, const Real* weights, index_t width, const Real* values,
+                                            int place, index_t dim) {
+  alignas(vector_bytes) Real lone[max_head_dim];
+  keep_in_words(values, place, dim, lone);
+  add_weighted_values<rows_per_block<Vectors>, Vectors>(output, weights, width, lone, 0, 1, 0, dim);
+}
+
+// The keys of a block, `size` of them, of which the first `missing` are not there.
+template <int Vectors, class Real>
+LAMBDA_ATTENTION_INLINE void add_block(tile_state<Real>& tile, const tile_keys<Real>& keys, index_t first,
+                                       index_t missing, index_t size, const Real* values) {
   constexpr int rows = rows_per_block<Vectors>;
   const index_t first_lane = keys.first_vector * vectors<Real>::lanes;
-  for (index_t first = 0; first < keys.num_keys; first += keys_per_block) {
+  Real* const output = tile.output + first_lane;
+  const Real* const weights = tile.scores + first_lane;
+  const index_t num_rows = size / numbers_per_word;
+  if constexpr (numbers_per_word > 1) {
+    if (missing > 0) score_block<1, Vectors>(tile, keys, first + 1, 1);
+  }
+  score_keys<rows, Vectors>(tile, keys, first, 2 * missing, size);
+  add_weighted_values<rows, Vectors>(output, weights + missing * tile.width, tile.width,
+                                     values + missing * keys.value_stride, keys.value_stride, num_rows - missing, 0,
+                                     tile.v_head_dim);
+  if constexpr (numbers_per_word > 1) {
+    if (missing > 0) add_lone_key<Vectors>(output, weights, tile.width, values, 1, tile.v_head_dim);
+    if (size % 2 != 0)
+      add_lone_key<Vectors>(output, weights + num_rows * tile.width, tile.width, values + num_rows * keys.value_stride,
+                            0, tile.v_head_dim);
+  }
+}
+
+template <int Vectors, class Real>
+__attribute__((noinline)) void add_keys_to(tile_state<Real>& tile, const tile_keys<Real>& keys) {
+  const Real* values = keys.values;
+  index_t missing = keys_missing_before(keys);
+  for (index_t first = -missing; first < keys.num_keys; first += keys_per_block, missing = 0) {
     const index_t rest = keys.num_keys - first;
-    const index_t size = rest < keys_per_block ? rest : keys_per_block;
-    score_keys<rows, Vectors>(tile, keys, first, 0, size);
-    add_weighted_values<rows, Vectors>(tile.output + first_lane, tile.scores + first_lane, tile.width,
-                                       keys.values + first * keys.value_stride, keys.value_stride, size, 0,
-                                       tile.v_head_dim);
+    add_block<Vectors>(tile, keys, first, missing, rest < keys_per_block ? rest : keys_per_block, values);
+    values += keys_per_block / numbers_per_word * keys.value_stride;
   }
 }
 
@@ -282,15 +311,16 @@ void add_keys(tile_state<Real>& tile, const tile_keys<Real>& keys) {
   if (keys.num_vectors == 1) add_keys_to<1>(tile, keys);
 }
 
-// `lanes` rows times `scale` to one vector of a panel, and one vector of a panel to `lanes` rows, lane l times scale[l].
-// Rows and panels have room for dim rounded up to row_multiple.
+// `lanes` rows times `scale` to one vector of words of a panel, and one vector of a panel of numbers to `lanes` rows, lane l
+// times scale[l]. Rows and panels have room for dim rounded up to row_multiple; where words hold two numbers, 16 numbers
+// behind the last row may be read, and a zero follows an odd dim.
 template <class Real>
 void pack(const Real* rows, index_t row_stride, index_t dim, Real scale, Real* panel, index_t width) {
   constexpr int lanes = vectors<Real>::lanes;
-  for (index_t d = 0; d < dim; d += lanes) {
+  for (index_t d = 0; d * numbers_per_word < dim; d += lanes) {
     vector_of<Real> block[lanes];
     LAMBDA_ATTENTION_UNROLL
-    for (int i = 0; i < lanes; ++i) block[i] = load(rows + i * row_stride + d) * scale;
+    for (int i = 0; i < lanes; ++i) block[i] = words_of(rows + i * row_stride + d * numbers_per_word, scale);
     transpose<Real>(block);
     LAMBDA_ATTENTION_UNROLL
     for (int i = 0; i < lanes; ++i) store(panel + (d + i) * width, block[i]);
