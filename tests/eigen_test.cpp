@@ -158,7 +158,7 @@ TEST(Eigen, AttendOnBlocks) {
 
 // Eigen's 16-bit types have the bits of ours.
 template <class Theirs, class Ours>
-void expect_same_as_ours() {
+void expect_same_as_ours(double bound) {
   sequence<Ours> ours(30, 4, 2, 8, 8);
   la::attend(ours.q.view(), ours.k.view(), ours.v.view(), la::lm_infinite(2, 9), la::rope(8), ours.out.view());
   sequence<Theirs> theirs(30, 4, 2, 8, 8);
@@ -167,10 +167,11 @@ void expect_same_as_ours() {
     ASSERT_EQ(static_cast<float>(theirs.q.elements[i]), static_cast<float>(ours.q.elements[i]));
   for (std::size_t i = 0; i < ours.out.elements.size(); ++i)
     ASSERT_EQ(static_cast<float>(theirs.out.elements[i]), static_cast<float>(ours.out.elements[i]));
-  EXPECT_LE(nmse(theirs.out.elements, expected(theirs, la::lm_infinite(2, 9), la::rope(8))), 0x1p-16 / 3);
+  EXPECT_LE(nmse(theirs.out.elements, expected(theirs, la::lm_infinite(2, 9), la::rope(8))), bound);
 }
 
 TEST(Eigen, ElementTypes) {
-  expect_same_as_ours<Eigen::half, la::half>();
-  expect_same_as_ours<Eigen::bfloat16, la::bfloat16>();
+  // Outputs are rounded; in pairs of bfloat16s so are queries, turned keys and weights.
+  expect_same_as_ours<Eigen::half, la::half>(0x1p-22 / 3);
+  expect_same_as_ours<Eigen::bfloat16, la::bfloat16>(4 * 0x1p-16 / 3);
 }

@@ -15,7 +15,7 @@ using la::isa_level;
 
 namespace {
 
-constexpr isa_level levels[] = {isa_level::baseline, isa_level::avx2, isa_level::avx512};
+constexpr isa_level levels[] = {isa_level::baseline, isa_level::avx2, isa_level::avx512, isa_level::avx512_bf16};
 
 sequence<float> attend_with(isa_level level) {
   sequence<float> s(70, 6, 2, 24, 10);
@@ -32,12 +32,13 @@ TEST(Isa, Names) {
   EXPECT_STREQ(name_of(isa_level::baseline), "baseline");
   EXPECT_STREQ(name_of(isa_level::avx2), "avx2");
   EXPECT_STREQ(name_of(isa_level::avx512), "avx512");
+  EXPECT_STREQ(name_of(isa_level::avx512_bf16), "avx512_bf16");
   EXPECT_STREQ(name_of(static_cast<isa_level>(17)), "?");
 }
 
 TEST(Isa, IsOneOfThoseWithKernels) {
   EXPECT_GE(la::isa(), isa_level::baseline);
-  EXPECT_LE(la::isa(), isa_level::avx512);
+  EXPECT_LE(la::isa(), isa_level::avx512_bf16);
   EXPECT_EQ(la::isa(), la::isa());
 }
 

@@ -51,7 +51,7 @@ LAMBDA_ATTENTION_ARRAY_FUNCTIONS(__attribute__((target("avx2,fma,f16c,avx512f,av
 template <class Real>
 vector_functions<Real> functions_for(isa_level level) {
 #if defined(__x86_64__)
-  if (level == isa_level::avx512) return {avx512_exp2<Real>, avx512_exp2_of_whole<Real>, avx512_tanh<Real>};
+  if (level >= isa_level::avx512) return {avx512_exp2<Real>, avx512_exp2_of_whole<Real>, avx512_tanh<Real>};
   if (level == isa_level::avx2) return {avx2_exp2<Real>, avx2_exp2_of_whole<Real>, avx2_tanh<Real>};
 #endif
   return {baseline_exp2<Real>, baseline_exp2_of_whole<Real>, baseline_tanh<Real>};

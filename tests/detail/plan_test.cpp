@@ -39,9 +39,17 @@ bool may_be_far(const plan_shape& plan, index_t query, index_t key) {
 }
 
 template <class Visit>
-void for_each_segment_of(const plan_shape& plan, const query_tile& tile, Visit&& visit) {
+void for_each_segment_of(const plan_shape& plan, const query_tile& tile, index_t unit, Visit&& visit) {
   const key_bands bands = plan.bands(tile.first, tile.first + tile.count);
-  for (int b = 0; b < bands.count; ++b) detail::for_each_segment(bands.band[b], tile, visit);
+  for (int b = 0; b < bands.count; ++b) {
+    index_t next = bands.band[b].keys.first;
+    detail::for_each_segment(bands.band[b], tile, unit, [&](const key_segment& s) {
+      const bool is_cut = s.first_key == next && next != bands.band[b].keys.first;
+      EXPECT_TRUE(!is_cut || next % unit == 0) << "a cut within a unit, at " << next;
+      next = s.first_key + s.num_keys;
+      visit(s);
+    });
+  }
 }
 
 // The keys of a segment that the query at a position of the tile sees.
@@ -85,10 +93,11 @@ struct visible_keys {
   }
 };
 
-bool covers_visible_pairs_once(const plan_shape& plan, const query_tile& tile, const visible_keys& visible) {
+bool covers_visible_pairs_once(const plan_shape& plan, const query_tile& tile, index_t unit,
+                               const visible_keys& visible) {
   key_set near[64] = {}, far[64] = {};
   bool right = true;
-  for_each_segment_of(plan, tile, [&](const key_segment& s) {
+  for_each_segment_of(plan, tile, unit, [&](const key_segment& s) {
     right = right && is_sound(s, plan, tile);
     const index_t end = std::min(tile.count, (s.first_column + s.num_columns) * tile.lanes);
     for (index_t p = s.first_column * tile.lanes; right && p < end; ++p) {
@@ -118,8 +127,10 @@ long check_all_tiles(const plan_shape& plan, index_t lanes, index_t columns, ind
     for (index_t end = first + 1; end <= std::min(first + lanes * columns, num_queries); ++end) {
       if (plan.tile_end(first, end) != end) continue;
       const query_tile tile = {first, end - first, lanes};
-      if (!covers_visible_pairs_once(plan, tile, visible))
-        ADD_FAILURE() << support::to_string(plan.shape) << "; " << to_string(tile);
+      for (const index_t unit : {1, 2}) {
+        if (!covers_visible_pairs_once(plan, tile, unit, visible))
+          ADD_FAILURE() << support::to_string(plan.shape) << "; " << to_string(tile) << ", unit " << unit;
+      }
       ++num_tiles;
     }
   }
@@ -181,7 +192,7 @@ TEST(plan, holds_at_large_numbers) {
       for (index_t key = std::max<index_t>(0, edge - std::min<index_t>(edge, 2)); key <= query && key - edge <= 2;
            ++key) {
         int near = 0, far = 0;
-        for_each_segment_of(plan, tile, [&](const key_segment& s) {
+        for_each_segment_of(plan, tile, 1 + round % 2, [&](const key_segment& s) {
           const index_range keys = seen_by(s, position, tile);
           if (keys.first <= key && key < keys.last) ++(reads_far(s) ? far : near);
         });
@@ -197,12 +208,12 @@ TEST(plan, holds_at_large_numbers) {
 TEST(plan, pads_by_three_percent_at_most) {
   constexpr index_t lanes = 16, num_queries = 8192;
   for (const lambda_shape& shape : {lm_infinite(16, 1024), streaming_llm(16, 1024), sliding_window(1024)}) {
-    for (const index_t columns : {1, 4}) {
+    for (const auto& [columns, unit] : {std::pair{1, 1}, {4, 1}, {1, 2}, {4, 2}}) {
       const plan_shape plan = {shape, true};
       index_t computed = 0, visible = 0;
       for (index_t first = 0; first < num_queries;) {
         const index_t end = plan.tile_end(first, std::min(first + lanes * columns, num_queries));
-        for_each_segment_of(plan, {first, end - first, lanes},
+        for_each_segment_of(plan, {first, end - first, lanes}, unit,
                             [&](const key_segment& s) { computed += s.num_keys * s.num_columns * lanes; });
         for (; first < end; ++first) visible += shape.sink_keys(first).size() + shape.window_keys(first).size();
       }

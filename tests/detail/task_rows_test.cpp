@@ -1,4 +1,5 @@
 #include <lambda_attention/detail/buffer.hpp>
+#include <lambda_attention/detail/checks.hpp>
 #include <lambda_attention/detail/task_rows.hpp>
 #include <lambda_attention/position/rope.hpp>
 
@@ -7,6 +8,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -17,6 +19,7 @@ using la::detail::key_kind;
 using la::detail::queries_per_chunk;
 using la::detail::row_treatment;
 using la::detail::row_turner;
+using la::detail::row_window;
 using la::detail::task_rows;
 
 namespace {
@@ -52,6 +55,7 @@ struct sequence {
     for (row_treatment& each : job.rows.treatment) each = treatment;
     for (auto& keys : job.rows.keys) keys = store;
     job.rows.sink_values = job.rows.window_values = store;
+    job.in_pairs = la::detail::takes_pairs(job, la::isa_level::automatic);
   }
 
   // Row `key` of `head` as a kernel should find it.
@@ -67,10 +71,35 @@ struct sequence {
       const std::vector<float> stored = row;
       turner.turn(stored.data(), row.data());
     }
+    if (job.in_pairs)
+      for (float& x : row) x = static_cast<float>(la::bfloat16(x));
     row.resize(padded);
     return row;
   }
 };
+
+// Number `place` of those in the words at `row`.
+float half_of_words(const float* row, index_t place) {
+  la::bfloat16 number;
+  std::memcpy(&number, reinterpret_cast<const unsigned char*>(row) + 2 * place, sizeof number);
+  return static_cast<float>(number);
+}
+
+// The numbers of a key's row, and of its values, as a kernel finds them.
+std::vector<float> key_numbers(const attention_job<float>& job, const row_window<float>& window, index_t key) {
+  const float* const row = window.row(key);
+  if (!job.in_pairs) return {row, row + padded};
+  std::vector<float> numbers(padded);
+  for (index_t d = 0; d < dim; ++d) numbers[static_cast<std::size_t>(d)] = half_of_words(row, d);
+  return numbers;
+}
+std::vector<float> value_numbers(const attention_job<float>& job, const row_window<float>& window, index_t key) {
+  const float* const row = window.row(key);
+  if (!job.in_pairs) return {row, row + padded};
+  std::vector<float> numbers(padded);
+  for (index_t d = 0; d < dim; ++d) numbers[static_cast<std::size_t>(d)] = half_of_words(row, 2 * d + key % 2);
+  return numbers;
+}
 
 // Scratch for one worker, filled with what no row holds.
 struct scratch {
@@ -106,11 +135,9 @@ void check_all_chunks(const sequence<T>& s, index_t first) {
         const key_kind kind = static_cast<key_kind>(k);
         const la::index_range seen = s.job.plan.band(kind, first, last).keys;
         for (index_t key = seen.first; key < seen.last; ++key) {
-          const float* const row = rows.keys(kind).row(key);
-          ASSERT_EQ(std::vector<float>(row, row + padded), s.right(head, key, s.job.rows.treatment[k]))
+          ASSERT_EQ(key_numbers(s.job, rows.keys(kind), key), s.right(head, key, s.job.rows.treatment[k]))
               << "kind " << k << ", head " << head << ", key " << key << ", queries from " << first;
-          const float* const value = rows.values(kind).row(key);
-          ASSERT_EQ(std::vector<float>(value, value + padded), s.right(head, key, row_treatment::as_stored));
+          ASSERT_EQ(value_numbers(s.job, rows.values(kind), key), s.right(head, key, row_treatment::as_stored));
         }
       }
     }
@@ -128,6 +155,8 @@ TEST(TaskRows, AreThoseThatTheQueriesOfAChunkSee) {
       SCOPED_TRACE(std::to_string(shape.num_sinks) + " sinks, window " + std::to_string(shape.window));
       check_all_chunks(sequence<float>(shape, treatment), 0);
       check_all_chunks(sequence<la::half>(shape, treatment), 128);  // a task in the middle copies what came before
+      check_all_chunks(sequence<la::bfloat16>(shape, treatment), 0);
+      check_all_chunks(sequence<la::bfloat16>(shape, treatment), 128);
     }
   }
 }
@@ -155,6 +184,23 @@ TEST(TaskRows, DenseRowsOfTheKernelsTypeStayWhereTheyAre) {
   EXPECT_EQ(rows.keys(key_kind::window_near).row(17), s.k.data() + (tokens + 17) * dim);
   EXPECT_EQ(rows.values(key_kind::sinks_near).row(2), s.k.data() + (tokens + 2) * dim);
   EXPECT_EQ(room.sizes.key_elements[static_cast<int>(key_kind::window_near)], 0);
+}
+
+// Keys of pairs are read where they lie if their words can be; values, which two keys share, cannot.
+TEST(TaskRows, PairsTakeHalfTheRoomOrNone) {
+  if (la::isa() < la::isa_level::avx512_bf16) GTEST_SKIP() << "this machine multiplies no pairs";
+  sequence<la::bfloat16> s(la::lm_infinite(5, 100));
+  EXPECT_TRUE(s.job.in_pairs);
+  EXPECT_EQ(la::detail::window_value_ring_rows(s.job), (99 + queries_per_chunk) / 2 + 1);
+  EXPECT_EQ(la::detail::words_of_keys(s.job, 20), 16);
+  EXPECT_EQ(la::detail::words_of_keys(s.job, 33), 32);
+  const auto store = la::detail::store_of<float>(la::detail::erase(la::head_major(s.k.data(), tokens, heads, dim)));
+  EXPECT_TRUE(la::detail::readable_in_place(store, row_treatment::as_stored, true));
+  EXPECT_FALSE(la::detail::readable_in_place(store, row_treatment::turn_to_zero, true));
+  EXPECT_FALSE(la::detail::values_in_place(s.job, store));
+  for (const auto& misfit : {la::detail::erase(la::head_major(s.k.data() + 1, tokens - 1, heads, dim)),
+                             la::detail::erase(la::head_major(s.k.data(), tokens, heads, dim - 1))})
+    EXPECT_FALSE(la::detail::readable_in_place(la::detail::store_of<float>(misfit), row_treatment::as_stored, true));
 }
 
 // Heads whose rows share pages of memory go through the chunks together, as many as their rings leave in the cache.

@@ -178,10 +178,20 @@ constexpr void (*calls[])(sweep_case&, const Position&, errors&) = {
     run_once<bfloat16, float, sequence>, run_once<float, double, stream<f64>>, run_once<float, float, stream<f32>>,
     run_once<float, float, stream<f16>>, run_once<float, float, stream<bf16>>, run_once<float, float, stream<int8>>,
 };
-constexpr double (*bounds[])(double sigma) = {
-    arithmetic_bound<float>, arithmetic_bound<double>, arithmetic_bound<float>,
-    arithmetic_bound<float>, storage_bound<f64>,       storage_bound<f32>,
-    storage_bound<f16>,      storage_bound<bf16>,      storage_bound<int8>,
+template <class Real, row_format Format>
+double tensor_bound(double sigma, isa_level isa) {
+  return arithmetic_bound_on<Real>(Format, isa, sigma);
+}
+constexpr double (*bounds[])(double sigma, isa_level isa) = {
+    tensor_bound<float, row_format::f32>,
+    tensor_bound<double, row_format::f64>,
+    tensor_bound<float, row_format::f16>,
+    tensor_bound<float, row_format::bf16>,
+    storage_bound<f64>,
+    storage_bound<f32>,
+    storage_bound<f16>,
+    storage_bound<bf16>,
+    storage_bound<int8>,
 };
 
 void run_case(std::uint64_t number) {
@@ -192,7 +202,7 @@ void run_case(std::uint64_t number) {
     const index_t outputs = std::min(c.size.tokens, most_rows) * c.size.v_head_dim;
     for (index_t done = 0; done < 300; done += std::max<index_t>(outputs, 1))
       calls<std::decay_t<decltype(position)>>[c.way](c, position, sums);
-    const double bound = bounds[c.way](sums.sigma);
+    const double bound = bounds[c.way](sums.sigma, c.isa);
     const double lse_bound = std::fmax(bound, 0x1p-48);  // an lse is a float
     if (!(sums.out.nmse() <= bound && sums.lse.nmse() <= lse_bound)) {
       ADD_FAILURE() << "seed " << seed << ", LAMBDA_ATTENTION_SWEEP_CASE=" << number << ": errors " << sums.out.nmse()

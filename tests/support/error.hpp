@@ -53,23 +53,38 @@ double arithmetic_bound(double sigma = 1) {
   return sizeof(Real) == sizeof(double) ? 1e-24 : 1e-11 * std::fmax(1, sigma * sigma);
 }
 
-/// The bound through a cache that rounds rows: c u^2 (1 + sigma^2), u^2 the mean squared relative error of an element.
+/// u^2, the mean squared relative error of a number that a format rounds; of int8, in rows of 128 normal numbers.
+constexpr double squared_rounding(lambda_attention::row_format format) {
+  using lambda_attention::row_format;
+  return format == row_format::f16 ? 5e-8 : format == row_format::bf16 ? 2.5e-6 : format == row_format::int8 ? 4e-5 : 0;
+}
+
+/// The bound of what roundings leave: c u^2 (values + keys sigma^2) for so many of each.
 ///
 /// With weights p and independent errors, rounded values v (1 + e) move the output by sum p e v: u^2 of its own square sum
-/// p^2 v^2. Rounded keys move each logit by an error of variance u^2 sigma^2, and the output by sum p error (v - out): at
-/// most u^2 sigma^2 of that square. Together u^2 (1 + sigma^2), so c = 1 on average. It is 2 here: a case has few rows, and
-/// int8's u^2, that of rows of 128 normal numbers, grows with the largest number of a row: by a third at 512.
+/// p^2 v^2. So do rounded weights. Rounded keys, or queries, move each logit by an error of variance u^2 sigma^2, and the
+/// output by sum p error (v - out): at most u^2 sigma^2 of that square. So c = 1 on average. It is 2 here: a case has few
+/// rows, and int8's u^2 grows with the largest number of a row: by a third at 512.
+constexpr double rounding_bound(double u2, double values, double keys, double sigma) {
+  return 2 * u2 * (values + keys * sigma * sigma);
+}
+
+/// The bound of the arithmetic on rows of a format: where an ISA takes bfloat16s in pairs, queries and weights are rounded
+/// to them, and so are keys once they have been turned.
+template <class Real>
+double arithmetic_bound_on(lambda_attention::row_format format, lambda_attention::isa_level isa, double sigma = 1) {
+  using lambda_attention::isa_level;
+  const isa_level level = isa == isa_level::automatic ? lambda_attention::isa() : isa;
+  const bool in_pairs = format == lambda_attention::row_format::bf16 && level == isa_level::avx512_bf16;
+  const double rounding = in_pairs ? rounding_bound(squared_rounding(format), 1, 2, sigma) : 0;
+  return arithmetic_bound<Real>(sigma) + rounding;
+}
+
+/// The bound through a cache, which may round keys and values.
 template <class Storage>
-double storage_bound(double sigma = 1) {
-  using lambda_attention::row_format;
-  constexpr row_format format = Storage::format;
-  if constexpr (format == row_format::f32 || format == row_format::f64) {
-    return arithmetic_bound<typename Storage::compute_type>(sigma);
-  } else {
-    constexpr double c = 2;
-    constexpr double u2 = format == row_format::f16 ? 5e-8 : format == row_format::bf16 ? 2.5e-6 : 4e-5;
-    return c * u2 * (1 + sigma * sigma);
-  }
+double storage_bound(double sigma = 1, lambda_attention::isa_level isa = lambda_attention::isa_level::automatic) {
+  const double rounding = rounding_bound(squared_rounding(Storage::format), 1, 1, sigma);
+  return arithmetic_bound_on<typename Storage::compute_type>(Storage::format, isa, sigma) + rounding;
 }
 
 /// Two results that are each within a bound of a third are within this of each other.

@@ -165,7 +165,8 @@ class task_rows {
     });
   }
 
-  // Calls visit(key, its row in the store, its scale, its row in the ring) for the keys [first, last).
+  // Calls visit(key, its row in the store, its scale, its row in the ring) for the keys [first, last). Rows of numbers end
+  // in zeros.
   template <class Visit>
   void for_each_row(const row_window<Real>& window, const row_store<Real>& store, index_t first, index_t last,
                     Visit&& visit) {
@@ -176,7 +177,9 @@ class task_rows {
       const float* const scales = store.scale(kv_head_, first);
       for (index_t i = 0; i < count; ++i, source += store.row_bytes) {
         if (i + rows_ahead < count) prefetch_row(source + rows_ahead * store.row_bytes, store.bytes_read());
-        visit(first + i, source, scales == nullptr ? 1.0f : scales[i], window.ring + window.offset_at(place + i));
+        Real* const copy = window.ring + window.offset_at(place + i);
+        visit(first + i, source, scales == nullptr ? 1.0f : scales[i], copy);
+        for (index_t d = store.dim; d < window.stride && !job_.in_pairs; ++d) copy[d] = 0;
       }
       first += count;
     }
