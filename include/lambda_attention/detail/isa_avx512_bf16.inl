@@ -1,6 +1,4 @@
-// What AVX-512 BF16 adds to AVX-512, in whose namespace all else is. Included by kernels.hpp.
-
-using namespace avx512;
+// What AVX-512 BF16 adds to AVX-512, inside whose namespace this is. Included by kernels.hpp.
 
 // sum += a0 * b0 + a1 * b1 for the pair in each word. Denormal numbers count as zero.
 LAMBDA_ATTENTION_INLINE floats add_products_of_pairs(floats a, floats b, floats sum) {

@@ -193,10 +193,10 @@ namespace avx512 {
 LAMBDA_ATTENTION_END_TARGET
 
 LAMBDA_ATTENTION_BEGIN_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
-namespace avx512_bf16 {
+namespace avx512::pairs {
 #include <lambda_attention/detail/isa_avx512_bf16.inl>
 #include <lambda_attention/detail/kernel_text_pairs.inl>
-}  // namespace avx512_bf16
+}  // namespace avx512::pairs
 LAMBDA_ATTENTION_END_TARGET
 
 #else
@@ -223,7 +223,7 @@ const kernel_table<Real>& kernels_for(isa_level level) {
 #if defined(__x86_64__)
   if (level == isa_level::automatic) level = isa();
   if constexpr (sizeof(Real) == sizeof(float)) {
-    if (level == isa_level::avx512_bf16) return avx512_bf16::kernels<Real>::table();
+    if (level == isa_level::avx512_bf16) return avx512::pairs::kernels<Real>::table();
   }
   if (level >= isa_level::avx512) return avx512::kernels<Real>::table();
   if (level == isa_level::avx2) return avx2::kernels<Real>::table();

@@ -57,7 +57,8 @@ LAMBDA_ATTENTION_INLINE void scale_word(float* word, floats scale) {
 
 // A row of keys. What lies behind a row of numbers, up to 32, is read too.
 inline void write_pairs(const float* row, index_t dim, float* words) {
-  for (index_t d = 0; d < dim; d += 2 * vectors<float>::lanes) store(words + d / 2, words_of(row + d, 1.0f));
+  constexpr index_t lanes = vectors<float>::lanes;
+  for (index_t d = 0; d < dim; d += 2 * lanes) store(words + d / 2, words_of(row + d, 1.0f));
 }
 
 // The numbers at one place of each word, the other zero, which a weight of zero does not make of every number.
