@@ -100,11 +100,18 @@ plot $data using 1:5 with linespoints linestyle 2 title 'unbounded cache: O(n)',
 )";
 }
 
+/// `text` between double quotes, its underscores as they are: gnuplot takes them for the sign of a subscript.
+inline std::string plain(const std::string& text) {
+  std::string escaped;
+  for (const char c : text) escaped += c == '_' ? std::string("\\\\_") : std::string(1, c);
+  return escaped;
+}
+
 inline std::string chart_script(const std::string& picture, const std::vector<length_results>& lengths) {
   const std::string setting =
-      format("%d heads over %d key/value heads, head\\\\_dim %d, %d sinks, window %d, float, one thread, %s",
-             int{num_heads}, int{num_kv_heads}, int{head_dim}, int{num_sinks}, int{window},
-             lambda_attention::name_of(lambda_attention::isa()));
+      plain(format("%d heads over %d key/value heads, head_dim %d, %d sinks, window %d, float, one thread, %s",
+                   int{num_heads}, int{num_kv_heads}, int{head_dim}, int{num_sinks}, int{window},
+                   lambda_attention::name_of(lambda_attention::isa())));
   return chart_data(lengths) + chart_style + "set output " + quoted(picture) +
          "\nset multiplot layout 1,2 margins 0.09,0.98,0.13,0.8 spacing 0.1,0 title "
          "\"{/:Bold=21 Λ-attention: linear time, constant cost per token}\\n{/=14 " +
