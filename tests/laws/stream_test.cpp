@@ -115,9 +115,8 @@ TEST_P(streams, may_be_cut_anywhere) {
           using storage_type = decltype(storage);
           const stream<storage_type, std::decay_t<decltype(position)>> s(in, shape, position, isa);
           const auto whole = s.at_once();
-          const double bound =
-              between_two(arithmetic_bound_on<typename storage_type::compute_type>(storage_type::format, isa));
-          EXPECT_LE(expected.nmse(whole), storage_bound<storage_type>(1, isa));
+          const double bound = between_two(arithmetic_bound<typename storage_type::compute_type>());
+          EXPECT_LE(expected.nmse(whole), storage_bound<storage_type>());
           EXPECT_LE(nmse(s.in_rounds().view(), whole.view()), bound);
           EXPECT_LE(nmse(s.in_chunks(random).view(), whole.view()), bound);
           EXPECT_LE(nmse(s.in_company().view(), whole.view()), bound);

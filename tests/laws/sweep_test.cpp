@@ -182,16 +182,20 @@ template <class Real, row_format Format>
 double tensor_bound(double sigma, isa_level isa) {
   return arithmetic_bound_on<Real>(Format, isa, sigma);
 }
+template <class Storage>
+double cache_bound(double sigma, isa_level) {
+  return storage_bound<Storage>(sigma);
+}
 constexpr double (*bounds[])(double sigma, isa_level isa) = {
     tensor_bound<float, row_format::f32>,
     tensor_bound<double, row_format::f64>,
     tensor_bound<float, row_format::f16>,
     tensor_bound<float, row_format::bf16>,
-    storage_bound<f64>,
-    storage_bound<f32>,
-    storage_bound<f16>,
-    storage_bound<bf16>,
-    storage_bound<int8>,
+    cache_bound<f64>,
+    cache_bound<f32>,
+    cache_bound<f16>,
+    cache_bound<bf16>,
+    cache_bound<int8>,
 };
 
 void run_case(std::uint64_t number) {

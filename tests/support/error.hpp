@@ -82,9 +82,9 @@ double arithmetic_bound_on(lambda_attention::row_format format, lambda_attention
 
 /// The bound through a cache, which may round keys and values.
 template <class Storage>
-double storage_bound(double sigma = 1, lambda_attention::isa_level isa = lambda_attention::isa_level::automatic) {
+double storage_bound(double sigma = 1) {
   const double rounding = rounding_bound(squared_rounding(Storage::format), 1, 1, sigma);
-  return arithmetic_bound_on<typename Storage::compute_type>(Storage::format, isa, sigma) + rounding;
+  return arithmetic_bound<typename Storage::compute_type>(sigma) + rounding;
 }
 
 /// Two results that are each within a bound of a third are within this of each other.

@@ -149,7 +149,7 @@ attention_job<Real> job_of(const tensor& q, const tensor& out, const attention_o
 // Tiles take pairs of bfloat16s where keys and values are of them, and the kernels multiply such.
 template <class Real>
 bool takes_pairs(const attention_job<Real>& job, isa_level level) {
-  if (kernels_for<Real>(level).add_pair_keys == nullptr || job.by_position()) return false;
+  if (kernels_for<Real>(level).add_pair_keys == nullptr) return false;
   bool all = job.rows.sink_values.format == row_format::bf16 && job.rows.window_values.format == row_format::bf16;
   for (const row_store<Real>& keys : job.rows.keys) all = all && keys.format == row_format::bf16;
   return all;
@@ -200,7 +200,7 @@ attention_job<Real> stream_job(const tensor& q, const tensor& out, const cache_c
   job.plan = cache.shape().plan;
   job.encoding = encoding;
   job.rows = cache.rows();
-  job.in_pairs = takes_pairs(job, options.isa);
+  job.in_pairs = false;  // a cache keeps its sinks in float
   return job;
 }
 
