@@ -55,11 +55,11 @@ struct sequence {
     for (row_treatment& each : job.rows.treatment) each = treatment;
     for (auto& keys : job.rows.keys) keys = store;
     job.rows.sink_values = job.rows.window_values = store;
-    job.in_pairs = la::detail::takes_pairs(job, la::isa_level::automatic);
+    la::detail::choose_pairs(job, la::isa_level::automatic);
   }
 
-  // Row `key` of `head` as a kernel should find it.
-  std::vector<float> right(index_t head, index_t key, row_treatment treatment) const {
+  // Row `key` of `head` as a kernel should find it among those of a kind.
+  std::vector<float> right(index_t head, index_t key, row_treatment treatment, key_kind kind) const {
     const std::size_t first = static_cast<std::size_t>((key * heads + head) * dim);
     std::vector<float> row(k.begin() + static_cast<std::ptrdiff_t>(first),
                            k.begin() + static_cast<std::ptrdiff_t>(first + dim));
@@ -71,7 +71,7 @@ struct sequence {
       const std::vector<float> stored = row;
       turner.turn(stored.data(), row.data());
     }
-    if (job.in_pairs)
+    if (job.in_pairs(kind))
       for (float& x : row) x = static_cast<float>(la::bfloat16(x));
     row.resize(padded);
     return row;
@@ -86,16 +86,16 @@ float half_of_words(const float* row, index_t place) {
 }
 
 // The numbers of a key's row, and of its values, as a kernel finds them.
-std::vector<float> key_numbers(const attention_job<float>& job, const row_window<float>& window, index_t key) {
+std::vector<float> key_numbers(bool in_pairs, const row_window<float>& window, index_t key) {
   const float* const row = window.row(key);
-  if (!job.in_pairs) return {row, row + padded};
+  if (!in_pairs) return {row, row + padded};
   std::vector<float> numbers(padded);
   for (index_t d = 0; d < dim; ++d) numbers[static_cast<std::size_t>(d)] = half_of_words(row, d);
   return numbers;
 }
-std::vector<float> value_numbers(const attention_job<float>& job, const row_window<float>& window, index_t key) {
+std::vector<float> value_numbers(bool in_pairs, const row_window<float>& window, index_t key) {
   const float* const row = window.row(key);
-  if (!job.in_pairs) return {row, row + padded};
+  if (!in_pairs) return {row, row + padded};
   std::vector<float> numbers(padded);
   for (index_t d = 0; d < dim; ++d) numbers[static_cast<std::size_t>(d)] = half_of_words(row, 2 * d + key % 2);
   return numbers;
@@ -135,9 +135,11 @@ void check_all_chunks(const sequence<T>& s, index_t first) {
         const key_kind kind = static_cast<key_kind>(k);
         const la::index_range seen = s.job.plan.band(kind, first, last).keys;
         for (index_t key = seen.first; key < seen.last; ++key) {
-          ASSERT_EQ(key_numbers(s.job, rows.keys(kind), key), s.right(head, key, s.job.rows.treatment[k]))
+          const bool in_pairs = s.job.in_pairs(kind);
+          ASSERT_EQ(key_numbers(in_pairs, rows.keys(kind), key), s.right(head, key, s.job.rows.treatment[k], kind))
               << "kind " << k << ", head " << head << ", key " << key << ", queries from " << first;
-          ASSERT_EQ(value_numbers(s.job, rows.values(kind), key), s.right(head, key, row_treatment::as_stored));
+          ASSERT_EQ(value_numbers(in_pairs, rows.values(kind), key),
+                    s.right(head, key, row_treatment::as_stored, kind));
         }
       }
     }
@@ -158,6 +160,22 @@ TEST(TaskRows, AreThoseThatTheQueriesOfAChunkSee) {
       check_all_chunks(sequence<la::bfloat16>(shape, treatment), 0);
       check_all_chunks(sequence<la::bfloat16>(shape, treatment), 128);
     }
+  }
+}
+
+// A cache keeps its sinks in float.
+TEST(TaskRows, SinksMayBeFloatsWhereTheWindowIsOfPairs) {
+  for (const row_treatment treatment : {row_treatment::as_stored, row_treatment::turn_to_zero}) {
+    sequence<la::bfloat16> s(la::lm_infinite(5, 100), treatment);
+    const std::vector<float> sinks = counting<float>();
+    const auto store =
+        la::detail::store_of<float>(la::detail::erase(la::token_major(sinks.data(), tokens, heads, dim)));
+    s.job.rows.keys[static_cast<int>(key_kind::sinks_near)] = s.job.rows.keys[static_cast<int>(key_kind::sinks_far)] =
+        s.job.rows.sink_values = store;
+    la::detail::choose_pairs(s.job, la::isa_level::automatic);
+    EXPECT_FALSE(s.job.in_pairs(key_kind::sinks_far));
+    EXPECT_EQ(s.job.in_pairs(key_kind::window_near), la::isa() == la::isa_level::avx512_bf16);
+    check_all_chunks(s, 0);
   }
 }
 
@@ -190,14 +208,14 @@ TEST(TaskRows, DenseRowsOfTheKernelsTypeStayWhereTheyAre) {
 TEST(TaskRows, PairsTakeHalfTheRoomOrNone) {
   if (la::isa() < la::isa_level::avx512_bf16) GTEST_SKIP() << "this machine multiplies no pairs";
   sequence<la::bfloat16> s(la::lm_infinite(5, 100));
-  EXPECT_TRUE(s.job.in_pairs);
+  EXPECT_TRUE(s.job.sinks_in_pairs && s.job.window_in_pairs);
   EXPECT_EQ(la::detail::window_value_ring_rows(s.job), (99 + queries_per_chunk) / 2 + 1);
-  EXPECT_EQ(la::detail::words_of_keys(s.job, 20), 16);
-  EXPECT_EQ(la::detail::words_of_keys(s.job, 33), 32);
+  EXPECT_EQ(la::detail::words_of_keys(true, 20), 16);
+  EXPECT_EQ(la::detail::words_of_keys(true, 33), 32);
   const auto store = la::detail::store_of<float>(la::detail::erase(la::head_major(s.k.data(), tokens, heads, dim)));
   EXPECT_TRUE(la::detail::readable_in_place(store, row_treatment::as_stored, true));
   EXPECT_FALSE(la::detail::readable_in_place(store, row_treatment::turn_to_zero, true));
-  EXPECT_FALSE(la::detail::values_in_place(s.job, store));
+  EXPECT_FALSE(la::detail::values_in_place(true, store));
   for (const auto& misfit : {la::detail::erase(la::head_major(s.k.data() + 1, tokens - 1, heads, dim)),
                              la::detail::erase(la::head_major(s.k.data(), tokens, heads, dim - 1))})
     EXPECT_FALSE(la::detail::readable_in_place(la::detail::store_of<float>(misfit), row_treatment::as_stored, true));

@@ -49,7 +49,7 @@ TEST_P(distance_only, matters) {
           for_each_storage([&](auto storage, const char* name) {
             using storage_type = decltype(storage);
             EXPECT_LE(expected.nmse(attend_stream<storage_type>(in, shape, position, {16, first_position}, of_stream)),
-                      storage_bound<storage_type>())
+                      storage_bound<storage_type>(1, isa))
                 << name;
           });
         }

@@ -49,7 +49,7 @@ TEST_P(groups, are_repeated_heads) {
           for (const index_t max_append : {1, 40}) {  // rows at a time, tiles at a time
             EXPECT_LE(nmse(attend_stream<storage_type>(in, shape, position, {max_append}, options).view(),
                            attend_stream<storage_type>(alone, shape, position, {max_append}, options).view()),
-                      between_two(arithmetic_bound<typename storage_type::compute_type>()))
+                      between_two(stored_bound<storage_type>(isa)))
                 << name;
           }
         });

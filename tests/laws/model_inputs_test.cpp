@@ -97,7 +97,7 @@ TEST(model_inputs, hold_the_bounds) {
             using storage_type = decltype(storage);
             for (const index_t max_append : {1, 64}) {
               EXPECT_LE(expected.nmse(attend_stream<storage_type>(in, shape, position, {max_append}, options)),
-                        storage_bound<storage_type>(sigma))
+                        storage_bound<storage_type>(sigma, isa))
                   << name;
             }
           });

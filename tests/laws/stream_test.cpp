@@ -115,8 +115,8 @@ TEST_P(streams, may_be_cut_anywhere) {
           using storage_type = decltype(storage);
           const stream<storage_type, std::decay_t<decltype(position)>> s(in, shape, position, isa);
           const auto whole = s.at_once();
-          const double bound = between_two(arithmetic_bound<typename storage_type::compute_type>());
-          EXPECT_LE(expected.nmse(whole), storage_bound<storage_type>());
+          const double bound = between_two(stored_bound<storage_type>(isa));
+          EXPECT_LE(expected.nmse(whole), storage_bound<storage_type>(1, isa));
           EXPECT_LE(nmse(s.in_rounds().view(), whole.view()), bound);
           EXPECT_LE(nmse(s.in_chunks(random).view(), whole.view()), bound);
           EXPECT_LE(nmse(s.in_company().view(), whole.view()), bound);
@@ -167,8 +167,8 @@ TEST_P(streams_without_rotation, round_a_row_once_and_no_sink) {
           const expected_rows expected(random, rounded.q, rounded.k, rounded.v, shape, position);
           for (const isa_level isa : isa_levels()) {
             const stream<storage_type, std::decay_t<decltype(position)>> s(in, shape, position, isa);
-            EXPECT_LE(expected.nmse(s.in_rounds()), arithmetic_bound<float>()) << name_of(isa);
-            EXPECT_LE(expected.nmse(s.token_by_token()), arithmetic_bound<float>()) << name_of(isa);
+            EXPECT_LE(expected.nmse(s.in_rounds()), stored_bound<storage_type>(isa)) << name_of(isa);
+            EXPECT_LE(expected.nmse(s.token_by_token()), stored_bound<storage_type>(isa)) << name_of(isa);
           }
         }
       });

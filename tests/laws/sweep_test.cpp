@@ -179,23 +179,19 @@ constexpr void (*calls[])(sweep_case&, const Position&, errors&) = {
     run_once<float, float, stream<f16>>, run_once<float, float, stream<bf16>>, run_once<float, float, stream<int8>>,
 };
 template <class Real, row_format Format>
-double tensor_bound(double sigma, isa_level isa) {
-  return arithmetic_bound_on<Real>(Format, isa, sigma);
-}
-template <class Storage>
-double cache_bound(double sigma, isa_level) {
-  return storage_bound<Storage>(sigma);
+double bound_of_tensors(double sigma, isa_level isa) {
+  return tensor_bound<Real>(Format, isa, sigma);
 }
 constexpr double (*bounds[])(double sigma, isa_level isa) = {
-    tensor_bound<float, row_format::f32>,
-    tensor_bound<double, row_format::f64>,
-    tensor_bound<float, row_format::f16>,
-    tensor_bound<float, row_format::bf16>,
-    cache_bound<f64>,
-    cache_bound<f32>,
-    cache_bound<f16>,
-    cache_bound<bf16>,
-    cache_bound<int8>,
+    bound_of_tensors<float, row_format::f32>,
+    bound_of_tensors<double, row_format::f64>,
+    bound_of_tensors<float, row_format::f16>,
+    bound_of_tensors<float, row_format::bf16>,
+    storage_bound<f64>,
+    storage_bound<f32>,
+    storage_bound<f16>,
+    storage_bound<bf16>,
+    storage_bound<int8>,
 };
 
 void run_case(std::uint64_t number) {

@@ -69,22 +69,31 @@ constexpr double rounding_bound(double u2, double values, double keys, double si
   return 2 * u2 * (values + keys * sigma * sigma);
 }
 
-/// The bound of the arithmetic on rows of a format: where an ISA takes bfloat16s in pairs, queries and weights are rounded
-/// to them, and so are keys once they have been turned.
-template <class Real>
-double arithmetic_bound_on(lambda_attention::row_format format, lambda_attention::isa_level isa, double sigma = 1) {
+/// What is more where an ISA takes bfloat16s in pairs, for it rounds weights and queries to them, and keys that it turns.
+inline double pairs_bound(lambda_attention::row_format format, lambda_attention::isa_level isa, double keys,
+                          double sigma) {
   using lambda_attention::isa_level;
   const isa_level level = isa == isa_level::automatic ? lambda_attention::isa() : isa;
   const bool in_pairs = format == lambda_attention::row_format::bf16 && level == isa_level::avx512_bf16;
-  const double rounding = in_pairs ? rounding_bound(squared_rounding(format), 1, 2, sigma) : 0;
-  return arithmetic_bound<Real>(sigma) + rounding;
+  return in_pairs ? rounding_bound(squared_rounding(format), 1, keys, sigma) : 0;
+}
+
+/// The bound of a call on tensors of a format.
+template <class Real>
+double tensor_bound(lambda_attention::row_format format, lambda_attention::isa_level isa, double sigma = 1) {
+  return arithmetic_bound<Real>(sigma) + pairs_bound(format, isa, 2, sigma);
+}
+
+/// The bound of a call on the rows that a cache has stored.
+template <class Storage>
+double stored_bound(lambda_attention::isa_level isa, double sigma = 1) {
+  return arithmetic_bound<typename Storage::compute_type>(sigma) + pairs_bound(Storage::format, isa, 1, sigma);
 }
 
 /// The bound through a cache, which may round keys and values.
 template <class Storage>
-double storage_bound(double sigma = 1) {
-  const double rounding = rounding_bound(squared_rounding(Storage::format), 1, 1, sigma);
-  return arithmetic_bound<typename Storage::compute_type>(sigma) + rounding;
+double storage_bound(double sigma = 1, lambda_attention::isa_level isa = lambda_attention::isa_level::automatic) {
+  return stored_bound<Storage>(isa, sigma) + rounding_bound(squared_rounding(Storage::format), 1, 1, sigma);
 }
 
 /// Two results that are each within a bound of a third are within this of each other.

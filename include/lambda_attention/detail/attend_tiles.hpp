@@ -31,11 +31,9 @@ class tile_driver {
         first_head_(first_head),
         heads_(tile_heads) {
     far_turner_.move_to(far_query_position(job));
-    tile_.key_words = job.in_pairs ? (job.head_dim() + 1) / 2 : job.head_dim();
+    tile_.head_dim = job.head_dim();
     tile_.v_head_dim = job.v_head_dim();
     tile_.width = kernels.lanes * kernels.tile_vectors;
-    tile_.queries[0] = scratch.queries[0];
-    tile_.queries[1] = job.encoding.rotates() ? scratch.queries[1] : scratch.queries[0];
     tile_.output = scratch.output;
     tile_.scores = scratch.scores;
     tile_.running_max = scratch.running_max;
@@ -67,31 +65,38 @@ class tile_driver {
   void run_tile(const query_tile& tile) {
     const key_bands bands = job_.plan.bands(tile.first, tile.first + tile.count);
     const index_t columns = (tile.count + kernels_.lanes - 1) / kernels_.lanes;
-    for (index_t c = 0; c < columns; ++c) pack(tile, c, tile_.queries[0], turns::each_to_its_own_position);
-    if (needs_far_queries(bands))
-      for (index_t c = 0; c < columns; ++c) pack(tile, c, tile_.queries[1], turns::all_to_the_limit);
+    pack_panels(tile, bands, columns);
     kernels_.begin_tile(tile_);
     for (int b = 0; b < bands.count; ++b)
-      for_each_segment(bands.band[b], tile, job_.in_pairs ? 2 : 1,
+      for_each_segment(bands.band[b], tile, job_.in_pairs(bands.band[b].kind) ? 2 : 1,
                        [&](const key_segment& segment) { add(tile, segment); });
     for (index_t c = 0; c < columns; ++c)
       for (int h = 0; h < heads_; ++h) unpack(tile, c, h);
   }
 
-  bool needs_far_queries(const key_bands& bands) const {
-    bool needed = false;
-    for (int b = 0; b < bands.count; ++b) needed = needed || is_far(bands.band[b].kind);
-    return needed && job_.encoding.rotates();
+  // Of queries, as keys of a kind meet them: turned to their own positions or to the limit, as numbers or as pairs.
+  bool meets_far_queries(key_kind kind) const { return is_far(kind) && job_.encoding.rotates(); }
+  Real* panel_for(key_kind kind) const {
+    return (job_.in_pairs(kind) ? scratch_.pair_queries : scratch_.queries)[meets_far_queries(kind) ? 1 : 0];
+  }
+
+  // The panels that the bands of a tile need, each once.
+  void pack_panels(const query_tile& tile, const key_bands& bands, index_t columns) {
+    for (int b = 0; b < bands.count; ++b) {
+      const key_kind kind = bands.band[b].kind;
+      bool packed = false;
+      for (int before = 0; before < b; ++before)
+        packed = packed || panel_for(bands.band[before].kind) == panel_for(kind);
+      for (index_t c = 0; c < columns && !packed; ++c) pack(tile, c, kind);
+    }
   }
 
   // The first lane of a column of positions for one of the heads.
   index_t lane_of(index_t column, int head) const { return (column * heads_ + head) * kernels_.lanes; }
 
-  enum class turns { each_to_its_own_position, all_to_the_limit };
-
-  // Column `column` of a tile, all heads. Lanes without a query are zeros: whatever they compute stays finite and is
+  // Column `column` of a panel, all heads. Lanes without a query are zeros: whatever they compute stays finite and is
   // dropped.
-  void pack(const query_tile& tile, index_t column, Real* panel, turns turned_to) {
+  void pack(const query_tile& tile, index_t column, key_kind kind) {
     const index_t dim = job_.head_dim(), stride = round_up(dim, row_multiple);
     for (int h = 0; h < heads_; ++h) {
       for (index_t l = 0; l < kernels_.lanes; ++l) {
@@ -99,14 +104,14 @@ class tile_driver {
         Real* const turned = scratch_.rows + l * stride;
         if (p < tile.count) {
           if (p + rows_ahead < tile.count) prefetch_query(tile.first + p + rows_ahead, h);
-          turn_query(tile.first + p, h, turned_to, turned);
+          turn_query(tile.first + p, h, kind, turned);
         } else {
           std::memset(turned, 0, static_cast<std::size_t>(dim) * sizeof(Real));
         }
         if (dim % 2 != 0) turned[dim] = 0;
       }
-      (job_.in_pairs ? kernels_.pack_pairs : kernels_.pack)(scratch_.rows, stride, dim, job_.scale,
-                                                            panel + lane_of(column, h), tile_.width);
+      const auto pack_rows = job_.in_pairs(kind) ? kernels_.pack_pairs : kernels_.pack;
+      pack_rows(scratch_.rows, stride, dim, job_.scale, panel_for(kind) + lane_of(column, h), tile_.width);
     }
   }
 
@@ -114,13 +119,13 @@ class tile_driver {
     prefetch_row(job_.q.row(query - job_.first_query, first_head_ + head), job_.q.row_bytes());
   }
 
-  void turn_query(index_t query, int head, turns turned_to, Real* turned) {
+  void turn_query(index_t query, int head, key_kind kind, Real* turned) {
     const index_t token = query - job_.first_query;
     const Real* const row = read_query(kernels_, job_, token, first_head_ + head, scratch_.row);
-    if (turned_to == turns::each_to_its_own_position) {
-      turner_.turn(row, turned, query - first_of_chunk_);
-    } else {
+    if (meets_far_queries(kind)) {
       far_turner_.turn(row, turned);
+    } else {
+      turner_.turn(row, turned, query - first_of_chunk_);
     }
   }
 
@@ -131,7 +136,7 @@ class tile_driver {
     tile_keys<Real> run;
     run.key_stride = keys.stride;
     run.value_stride = values.stride;
-    run.query_panel = is_far(segment.kind) ? 1 : 0;
+    run.queries = panel_for(segment.kind);
     run.first_vector = segment.first_column * heads_;
     run.num_vectors = segment.num_columns * heads_;
     run.masked = segment.masked;
@@ -147,7 +152,7 @@ class tile_driver {
       run.lane_step = bias.lane_step;
       run.key_step = bias.key_step;
       run.first_is_odd = key % 2 != 0;
-      (job_.in_pairs ? kernels_.add_pair_keys : kernels_.add_keys)(tile_, run);
+      (job_.in_pairs(segment.kind) ? kernels_.add_pair_keys : kernels_.add_keys)(tile_, run);
     }
   }
 

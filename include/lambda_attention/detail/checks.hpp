@@ -146,13 +146,17 @@ attention_job<Real> job_of(const tensor& q, const tensor& out, const attention_o
   return job;
 }
 
-// Tiles take pairs of bfloat16s where keys and values are of them, and the kernels multiply such.
+// Keys and values that are bfloat16s are taken in pairs, where the kernels multiply such. A cache has sinks of other numbers.
 template <class Real>
-bool takes_pairs(const attention_job<Real>& job, isa_level level) {
-  if (kernels_for<Real>(level).add_pair_keys == nullptr) return false;
-  bool all = job.rows.sink_values.format == row_format::bf16 && job.rows.window_values.format == row_format::bf16;
-  for (const row_store<Real>& keys : job.rows.keys) all = all && keys.format == row_format::bf16;
-  return all;
+void choose_pairs(attention_job<Real>& job, isa_level level) {
+  const bool multiplied = kernels_for<Real>(level).add_pair_keys != nullptr;
+  const auto bfloat16s = [&](key_kind near, key_kind far, const row_store<Real>& values) {
+    const row_store<Real>* const keys = job.rows.keys;
+    return keys[static_cast<int>(near)].format == row_format::bf16 &&
+           keys[static_cast<int>(far)].format == row_format::bf16 && values.format == row_format::bf16;
+  };
+  job.sinks_in_pairs = multiplied && bfloat16s(key_kind::sinks_near, key_kind::sinks_far, job.rows.sink_values);
+  job.window_in_pairs = multiplied && bfloat16s(key_kind::window_near, key_kind::window_far, job.rows.window_values);
 }
 
 // A whole sequence: rows are turned as they are read.
@@ -185,7 +189,7 @@ attention_job<Real> checked_sequence_job(const tensor& q, const tensor& k, const
   treatment[static_cast<int>(key_kind::window_far)] = at_zero;
   treatment[static_cast<int>(key_kind::sinks_far)] = job.plan.slots() ? near : at_zero;
   job.rows.sink_values = job.rows.window_values = store_of<Real>(v);
-  job.in_pairs = takes_pairs(job, options.isa);
+  choose_pairs(job, options.isa);
   return job;
 }
 
@@ -200,7 +204,7 @@ attention_job<Real> stream_job(const tensor& q, const tensor& out, const cache_c
   job.plan = cache.shape().plan;
   job.encoding = encoding;
   job.rows = cache.rows();
-  job.in_pairs = false;  // a cache keeps its sinks in float
+  choose_pairs(job, options.isa);
   return job;
 }
 

@@ -17,3 +17,11 @@ LAMBDA_ATTENTION_INLINE floats pairs_of(floats first, floats second) {
   return (floats)__builtin_shufflevector(h, h, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10,
                                          26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 }
+
+// The 16-bit halves of the words of a and b, woven into one another within blocks of 16 bytes.
+LAMBDA_ATTENTION_INLINE floats weave_lower_halves(floats a, floats b) {
+  return (floats)_mm512_unpacklo_epi16((__m512i)a, (__m512i)b);
+}
+LAMBDA_ATTENTION_INLINE floats weave_upper_halves(floats a, floats b) {
+  return (floats)_mm512_unpackhi_epi16((__m512i)a, (__m512i)b);
+}

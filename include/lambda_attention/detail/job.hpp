@@ -42,12 +42,16 @@ struct attention_job {
   const float* sink_logits;
   Real scale;     // of scores, log2(e) included
   Real soft_cap;  // log2(e) included
-  bool in_pairs;  // tiles take keys and values as pairs of bfloat16s, and round queries and weights to them
+  // Whether tiles take keys and values as pairs of bfloat16s, and round queries and weights to them.
+  bool sinks_in_pairs;
+  bool window_in_pairs;
 
   index_t num_tokens() const { return first_query + q.tokens; }
   index_t head_dim() const { return q.dim; }
   index_t v_head_dim() const { return out.dim; }
   index_t group() const { return q.heads / num_kv_heads; }
+  bool in_pairs(key_kind kind) const { return is_sink(kind) ? sinks_in_pairs : window_in_pairs; }
+  bool any_in_pairs() const { return sinks_in_pairs || window_in_pairs; }
 
   // Queries at so few positions are better read off the rows one position at a time than in tiles that stay empty.
   bool by_position() const { return rows.as_stored_by_a_cache && q.tokens <= most_by_position; }

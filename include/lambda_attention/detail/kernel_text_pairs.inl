@@ -1,8 +1,10 @@
-// The kernels of an ISA that multiplies pairs of bfloat16s: those of the ISA below, and tiles of pairs; see kernels.hpp.
+// The kernels of an ISA that multiplies pairs of bfloat16s: those of the ISA below, and products of pairs; see kernels.hpp.
 
 #include <lambda_attention/detail/operands_pairs.inl>
 
 #include <lambda_attention/detail/tile.inl>
+
+#include <lambda_attention/detail/single_position_pairs.inl>
 
 template <class Real>
 struct kernels {
@@ -16,6 +18,8 @@ const kernel_table<Real>& kernels<Real>::table() {
     with_pairs.pack_pairs = pack<Real>;
     with_pairs.write_pairs = write_pairs;
     with_pairs.join_values = join_values;
+    with_pairs.score_rows = score_rows;
+    with_pairs.add_values = add_values;
     return with_pairs;
   }();
   return functions;

@@ -54,16 +54,15 @@ struct integer_of<double> {
 //     dim 1   q0 ... q15    ...
 template <class Real>
 struct tile_state {
-  index_t key_words;  // of a key's row: as many as it has numbers, or pairs
+  index_t head_dim;
   index_t v_head_dim;
-  index_t width;      // lanes of the whole tile
-  Real* queries[2];   // panels [key_words][width], times scale * log2(e): rotated by their own position; by the limit
-  Real* output;       // panel [v_head_dim][width], not yet divided by the sum
-  Real* scores;       // [keys_per_block][width]
-  Real* running_max;  // [width], may be stale: no score is above it by more than the lazy-rescale threshold
-  Real* sum;          // [width], of 2^(score - running_max)
-  const Real* position;                    // [width], of each lane in the tile
-  Real slope[max_tile_vectors];            // per vector, times log2(e); zeros without ALiBi
+  index_t width;                 // lanes of the whole tile
+  Real* output;                  // panel [v_head_dim][width], not yet divided by the sum
+  Real* scores;                  // [keys_per_block][width]
+  Real* running_max;             // [width], may be stale: no score is above it by more than the lazy-rescale threshold
+  Real* sum;                     // [width], of 2^(score - running_max)
+  const Real* position;          // [width], of each lane in the tile
+  Real slope[max_tile_vectors];  // per vector, times log2(e); zeros without ALiBi
   const Real* bias_row[max_tile_vectors];  // per vector, of a bias_table; null without one
   index_t num_distances;                   // of the bias_table
   Real soft_cap;                           // times log2(e); 0: none
@@ -74,12 +73,12 @@ struct tile_state {
 // distance + lane_step * position - key_step * k.
 template <class Real>
 struct tile_keys {
+  const Real* queries;  // panel [words of a key][width], times scale * log2(e)
   const Real* keys;
   const Real* values;
   index_t key_stride;
   index_t value_stride;
   index_t num_keys;
-  int query_panel;
   int first_vector;
   int num_vectors;
   bool masked;

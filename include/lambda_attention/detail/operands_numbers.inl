@@ -2,6 +2,8 @@
 
 inline constexpr int numbers_per_word = 1;
 
+LAMBDA_ATTENTION_INLINE index_t words_for(index_t dim) { return dim; }
+
 // A vector of words from the numbers of a row.
 template <class Real>
 LAMBDA_ATTENTION_INLINE vector_of<Real> words_of(const Real* row, Real scale) {

@@ -7,6 +7,8 @@
 
 inline constexpr int numbers_per_word = 2;
 
+LAMBDA_ATTENTION_INLINE index_t words_for(index_t dim) { return (dim + 1) / 2; }
+
 LAMBDA_ATTENTION_INLINE floats words_of(const float* row, float scale) {
   return rounded(load(row) * scale, load(row + vectors<float>::lanes) * scale);
 }

@@ -36,6 +36,7 @@ struct scratch_sizes {
   index_t angles = 0;  // of one position
   index_t head_dim = 0;
   index_t v_head_dim = 0;
+  index_t pair_words = 0;  // of a query
   index_t key_elements[num_key_kinds] = {};
   index_t sink_value_elements = 0;
   index_t window_value_elements = 0;
@@ -55,6 +56,7 @@ struct worker_scratch {
   Real* sink_values;
   Real* window_values;
   Real* queries[2];
+  Real* pair_queries[2];
   Real* output;
   Real* scores;
   Real* running_max;
@@ -71,8 +73,8 @@ struct worker_scratch {
     for (int kind = 0; kind < num_key_kinds; ++kind) keys[kind] = arena.take<Real>(sizes.key_elements[kind]);
     sink_values = arena.take<Real>(sizes.sink_value_elements);
     window_values = arena.take<Real>(sizes.window_value_elements);
-    queries[0] = arena.take<Real>(sizes.head_dim * sizes.width);
-    queries[1] = arena.take<Real>(sizes.head_dim * sizes.width);
+    for (Real*& panel : queries) panel = arena.take<Real>(sizes.head_dim * sizes.width);
+    for (Real*& panel : pair_queries) panel = arena.take<Real>(sizes.pair_words * sizes.width);
     output = arena.take<Real>(sizes.v_head_dim * sizes.width);
     scores = arena.take<Real>(sizes.scores);
     running_max = arena.take<Real>(sizes.width);

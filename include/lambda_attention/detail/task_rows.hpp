@@ -32,30 +32,28 @@ index_t key_ring_rows(const attention_job<Real>& job, key_kind kind) {
   return ring_rows(band.keys, band.farthest - band.nearest);
 }
 // Rows of values, which two keys share in pairs; the first pair may begin before the first key.
-template <class Real>
-index_t value_rows_for(const attention_job<Real>& job, index_t num_keys) {
-  return job.in_pairs && num_keys > 0 ? num_keys / 2 + 1 : num_keys;
+constexpr index_t value_rows_for(bool in_pairs, index_t num_keys) {
+  return in_pairs && num_keys > 0 ? num_keys / 2 + 1 : num_keys;
 }
 template <class Real>
 index_t window_value_ring_rows(const attention_job<Real>& job) {
   const index_range seen = window_seen(job.plan, job.first_query, job.num_tokens());
-  return value_rows_for(job, ring_rows(seen, max(0, job.plan.shape.window - 1)));
+  return value_rows_for(job.window_in_pairs, ring_rows(seen, max(0, job.plan.shape.window - 1)));
 }
 template <class Real>
 index_t sink_value_ring_rows(const attention_job<Real>& job) {
-  return value_rows_for(job, sinks_seen(job.plan, job.num_tokens()).size());
+  return value_rows_for(job.sinks_in_pairs, sinks_seen(job.plan, job.num_tokens()).size());
 }
 
 // Words of a row of keys in a ring.
-template <class Real>
-index_t words_of_keys(const attention_job<Real>& job, index_t dim) {
-  return round_up(job.in_pairs ? (dim + 1) / 2 : dim, row_multiple);
+constexpr index_t words_of_keys(bool in_pairs, index_t dim) {
+  return round_up(in_pairs ? (dim + 1) / 2 : dim, row_multiple);
 }
 
 // Values of pairs are woven into one another, and so copied.
 template <class Real>
-bool values_in_place(const attention_job<Real>& job, const row_store<Real>& values) {
-  return !job.in_pairs && readable_in_place(values, row_treatment::as_stored);
+bool values_in_place(bool in_pairs, const row_store<Real>& values) {
+  return !in_pairs && readable_in_place(values, row_treatment::as_stored);
 }
 
 // The rows of one KV head that the queries of a chunk see, read where they lie if a kernel can, or else copied to rings in
@@ -76,11 +74,11 @@ class task_rows {
         row_(scratch.row),
         turned_(scratch.rows) {
     const key_value_rows<Real>& rows = job.rows;
-    for (int k = 0; k < num_key_kinds; ++k)
-      keys_[k] = keys_on(rows.keys[k], rows.treatment[k], scratch.keys[k], place,
-                         key_ring_rows(job, static_cast<key_kind>(k)));
-    sink_values_ = values_on(rows.sink_values, scratch.sink_values, place, sink_value_ring_rows(job));
-    window_values_ = values_on(rows.window_values, scratch.window_values, place, window_value_ring_rows(job));
+    for (int k = 0; k < num_key_kinds; ++k) keys_[k] = keys_on(static_cast<key_kind>(k), scratch.keys[k], place);
+    sink_values_ =
+        values_on(rows.sink_values, job.sinks_in_pairs, scratch.sink_values, place, sink_value_ring_rows(job));
+    window_values_ =
+        values_on(rows.window_values, job.window_in_pairs, scratch.window_values, place, window_value_ring_rows(job));
   }
 
   // Makes what the queries [first, last) see readable, where what [before, first) see, if there are any, is.
@@ -88,8 +86,7 @@ class task_rows {
     for (int k = 0; k < num_key_kinds; ++k) {
       const key_kind kind = static_cast<key_kind>(k);
       const index_range held = before < first ? job_.plan.band(kind, before, first).keys : index_range{0, 0};
-      extend_keys(keys_[k], job_.rows.keys[k], job_.rows.treatment[k], held, job_.plan.band(kind, first, last).keys,
-                  first);
+      extend_keys(kind, held, job_.plan.band(kind, first, last).keys, first);
     }
     const index_range sinks_held = before < first ? sinks_seen(job_.plan, first) : index_range{0, 0};
     const index_range window_held = before < first ? window_seen(job_.plan, before, first) : index_range{0, 0};
@@ -101,18 +98,20 @@ class task_rows {
   const row_window<Real>& values(key_kind kind) const { return is_sink(kind) ? sink_values_ : window_values_; }
 
  private:
-  row_window<Real> keys_on(const row_store<Real>& store, row_treatment treatment, Real* rings, index_t place,
-                           index_t num_rows) const {
-    if (readable_in_place(store, treatment, job_.in_pairs)) return window_in_place(store);
-    const index_t stride = words_of_keys(job_, store.dim);
+  row_window<Real> keys_on(key_kind kind, Real* rings, index_t place) const {
+    const row_store<Real>& store = job_.rows.keys[static_cast<int>(kind)];
+    const bool in_pairs = job_.in_pairs(kind);
+    if (readable_in_place(store, job_.rows.treatment[static_cast<int>(kind)], in_pairs)) return window_in_place(store);
+    const index_t num_rows = key_ring_rows(job_, kind), stride = words_of_keys(in_pairs, store.dim);
     Real* const ring = rings + place * num_rows * stride;
     return {ring, ring, stride, max(1, num_rows), false};
   }
-  row_window<Real> values_on(const row_store<Real>& store, Real* rings, index_t place, index_t num_rows) const {
-    if (values_in_place(job_, store)) return window_in_place(store);
+  row_window<Real> values_on(const row_store<Real>& store, bool in_pairs, Real* rings, index_t place,
+                             index_t num_rows) const {
+    if (values_in_place(in_pairs, store)) return window_in_place(store);
     const index_t stride = round_up(store.dim, row_multiple);
     Real* const ring = rings + place * num_rows * stride;
-    return {ring, ring, stride, max(1, num_rows) * (job_.in_pairs ? 2 : 1), job_.in_pairs};
+    return {ring, ring, stride, max(1, num_rows) * (in_pairs ? 2 : 1), in_pairs};
   }
   row_window<Real> window_in_place(const row_store<Real>& store) const {
     const Real* const rows = reinterpret_cast<const Real*>(store.row(kv_head_, 0));
@@ -121,8 +120,10 @@ class task_rows {
 
   // Copies the keys of `seen` that are not held, a chunk at a time; the last chunk is that of the queries, which are turned
   // by the same angles.
-  void extend_keys(const row_window<Real>& window, const row_store<Real>& store, row_treatment treatment,
-                   index_range held, index_range seen, index_t first_query) {
+  void extend_keys(key_kind kind, index_range held, index_range seen, index_t first_query) {
+    const row_window<Real>& window = keys(kind);
+    const row_store<Real>& store = job_.rows.keys[static_cast<int>(kind)];
+    const row_treatment treatment = job_.rows.treatment[static_cast<int>(kind)];
     if (window.ring == nullptr) return;
     for (index_t key = max(held.last, seen.first); key < seen.last;) {
       const index_t end = min(seen.last, key < first_query ? min(first_query, key + queries_per_chunk) : seen.last);
@@ -131,16 +132,22 @@ class task_rows {
       if (treatment == row_treatment::turn_to_zero) zero_turner_.move_to(0);
       const index_t first = key;
       for_each_row(window, store, key, end, [&](index_t j, const unsigned char* source, float scale, Real* copy) {
-        copy_key(store, treatment, source, scale, j - first, copy);
+        Real* const turned = job_.in_pairs(kind) ? turned_ : copy;
+        turn_key(store, treatment, source, scale, j - first, turned);
+        if (job_.in_pairs(kind)) {
+          if (store.dim % 2 != 0) turned[store.dim] = 0;
+          kernels_.write_pairs(turned, store.dim, copy);
+        } else {
+          end_in_zeros(store.dim, window.stride, copy);
+        }
       });
       key = end;
     }
   }
 
   // A key's row, turned to position `position` of the turner if that is its treatment.
-  void copy_key(const row_store<Real>& store, row_treatment treatment, const unsigned char* source, float scale,
-                index_t position, Real* copy) {
-    Real* const turned = job_.in_pairs ? turned_ : copy;
+  void turn_key(const row_store<Real>& store, row_treatment treatment, const unsigned char* source, float scale,
+                index_t position, Real* turned) {
     if (treatment == row_treatment::as_stored) {
       store.read(kernels_, source, scale, turned);
     } else if (treatment == row_treatment::turn_to_zero) {
@@ -148,25 +155,27 @@ class task_rows {
     } else {
       turner_.turn(store.numbers(kernels_, source, scale, row_), turned, position);
     }
-    if (!job_.in_pairs) return;
-    if (store.dim % 2 != 0) turned[store.dim] = 0;
-    kernels_.write_pairs(turned, store.dim, copy);
   }
 
   void extend_values(const row_window<Real>& window, const row_store<Real>& store, index_range held, index_range seen) {
     if (window.ring == nullptr) return;
     const index_t first = max(held.last, seen.first);
     for_each_row(window, store, first, seen.last, [&](index_t j, const unsigned char* source, float scale, Real* copy) {
-      if (job_.in_pairs) {
+      if (window.shared_by_two) {
         kernels_.join_values(source, store.dim, j % 2 != 0, copy);
       } else {
         store.read(kernels_, source, scale, copy);
+        end_in_zeros(store.dim, window.stride, copy);
       }
     });
   }
 
-  // Calls visit(key, its row in the store, its scale, its row in the ring) for the keys [first, last). Rows of numbers end
-  // in zeros.
+  // A row of numbers.
+  static void end_in_zeros(index_t dim, index_t stride, Real* copy) {
+    for (index_t d = dim; d < stride; ++d) copy[d] = 0;
+  }
+
+  // Calls visit(key, its row in the store, its scale, its row in the ring) for the keys [first, last).
   template <class Visit>
   void for_each_row(const row_window<Real>& window, const row_store<Real>& store, index_t first, index_t last,
                     Visit&& visit) {
@@ -177,9 +186,7 @@ class task_rows {
       const float* const scales = store.scale(kv_head_, first);
       for (index_t i = 0; i < count; ++i, source += store.row_bytes) {
         if (i + rows_ahead < count) prefetch_row(source + rows_ahead * store.row_bytes, store.bytes_read());
-        Real* const copy = window.ring + window.offset_at(place + i);
-        visit(first + i, source, scales == nullptr ? 1.0f : scales[i], copy);
-        for (index_t d = store.dim; d < window.stride && !job_.in_pairs; ++d) copy[d] = 0;
+        visit(first + i, source, scales == nullptr ? 1.0f : scales[i], window.ring + window.offset_at(place + i));
       }
       first += count;
     }
@@ -203,11 +210,14 @@ scratch_sizes row_sizes(const attention_job<Real>& job) {
   const key_value_rows<Real>& rows = job.rows;
   const index_t padded_v_dim = round_up(job.v_head_dim(), row_multiple);
   scratch_sizes sizes;
-  for (int k = 0; k < num_key_kinds; ++k)
-    if (!readable_in_place(rows.keys[k], rows.treatment[k], job.in_pairs))
-      sizes.key_elements[k] = key_ring_rows(job, static_cast<key_kind>(k)) * words_of_keys(job, job.head_dim());
-  if (!values_in_place(job, rows.sink_values)) sizes.sink_value_elements = sink_value_ring_rows(job) * padded_v_dim;
-  if (!values_in_place(job, rows.window_values))
+  for (int k = 0; k < num_key_kinds; ++k) {
+    const key_kind kind = static_cast<key_kind>(k);
+    if (!readable_in_place(rows.keys[k], rows.treatment[k], job.in_pairs(kind)))
+      sizes.key_elements[k] = key_ring_rows(job, kind) * words_of_keys(job.in_pairs(kind), job.head_dim());
+  }
+  if (!values_in_place(job.sinks_in_pairs, rows.sink_values))
+    sizes.sink_value_elements = sink_value_ring_rows(job) * padded_v_dim;
+  if (!values_in_place(job.window_in_pairs, rows.window_values))
     sizes.window_value_elements = window_value_ring_rows(job) * padded_v_dim;
   return sizes;
 }
@@ -244,7 +254,10 @@ void add_sizes(const kernel_table<Real>& kernels, const attention_job<Real>& job
     sizes.sink_value_elements = max(sizes.sink_value_elements, heads * rows.sink_value_elements);
     sizes.window_value_elements = max(sizes.window_value_elements, heads * rows.window_value_elements);
   }
-  if (!job.by_position()) return;
+  if (!job.by_position()) {
+    if (job.any_in_pairs()) sizes.pair_words = max(sizes.pair_words, words_of_keys(true, job.head_dim()));
+    return;
+  }
   const index_t keys =
       sinks_seen(job.plan, job.num_tokens()).size() + window_seen(job.plan, job.first_query, job.num_tokens()).size();
   const index_t heads = min(job.group(), most_heads_by_position);

@@ -162,8 +162,8 @@ LAMBDA_ATTENTION_INLINE void score_block(tile_state<Real>& tile, const tile_keys
   const index_t first_lane = keys.first_vector * lanes;
   Real* const row = tile.scores + done * tile.width;
   vector_of<Real> acc[Keys][Vectors];
-  inner_products<Keys, Vectors>(keys.keys + first_key * keys.key_stride, keys.key_stride,
-                                tile.queries[keys.query_panel] + first_lane, tile.width, tile.key_words, acc);
+  inner_products<Keys, Vectors>(keys.keys + first_key * keys.key_stride, keys.key_stride, keys.queries + first_lane,
+                                tile.width, words_for(tile.head_dim), acc);
   adjust_and_mask<Keys, Vectors>(tile, keys, first_key, row, acc);
 
   Real* const running_max = tile.running_max + first_lane;
