@@ -105,6 +105,7 @@ inline bool is_finite(double number) {
 }
 
 constexpr index_t round_up(index_t count, index_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+/// Towards zero.
 constexpr index_t round_down(index_t count, index_t multiple) { return count / multiple * multiple; }
 
 /// a + b for b >= 0, stopping at `unlimited`.

@@ -57,8 +57,8 @@ class position_driver {
       for_each_segment(bands.band[b], tile, 1,
                        [&](const key_segment& segment) { column += score(query, segment, column); });
     Real sum[most_heads_by_position], max[most_heads_by_position];
-    for (index_t h = 0; h < heads_; ++h)
-      max[h] = kernels_.softmax(scratch_.scores + h * score_stride_, num_keys, &sum[h]);
+    const auto softmax = job_.window_in_pairs ? kernels_.softmax_in_pairs : kernels_.softmax;
+    for (index_t h = 0; h < heads_; ++h) max[h] = softmax(scratch_.scores + h * score_stride_, num_keys, &sum[h]);
 
     for (index_t i = 0; i < heads_ * padded_v_dim_; ++i) scratch_.output[i] = 0;
     column = 0;
@@ -114,7 +114,8 @@ class position_driver {
   // heads.
   template <class Pass>
   void for_each_pass(const stored_rows& run, Pass&& pass) {
-    constexpr index_t rows_per_pass = 128;
+    const bool at_once = heads_at_once(heads_, max_tile_vectors) == heads_;
+    const index_t rows_per_pass = at_once ? run.num_keys : 128;
     for (index_t done = 0; done < run.num_keys; done += rows_per_pass) {
       stored_rows rows = run;
       rows.keys += done * run.key_row_bytes;

@@ -5,6 +5,7 @@
 #include <lambda_attention/config.hpp>
 
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <new>
 #include <type_traits>
@@ -20,12 +21,14 @@ namespace detail {
 inline constexpr std::size_t buffer_alignment = 64;
 inline constexpr std::size_t huge_page = std::size_t{1} << 21;
 
-// Large blocks begin on a huge page and ask for them: a core reads a ring a quarter faster when it does not have to look up
-// a page every 4 KiB. Only pages that lie wholly inside are asked for, so no more memory is taken.
-constexpr std::size_t alignment_of_block(std::size_t bytes) { return bytes < huge_page ? buffer_alignment : huge_page; }
+// Asks for huge pages where they lie wholly inside a block, so that no more memory is taken: a core reads a ring a quarter
+// faster when it does not have to look up a page every 4 KiB.
 inline void ask_for_huge_pages(void* block, std::size_t bytes) {
 #if defined(__linux__)
-  if (bytes >= huge_page) static_cast<void>(madvise(block, bytes / huge_page * huge_page, MADV_HUGEPAGE));
+  const std::size_t before = huge_page - reinterpret_cast<std::uintptr_t>(block) % huge_page;
+  if (bytes < before + huge_page) return;
+  const std::size_t inside = (bytes - before) / huge_page * huge_page;
+  static_cast<void>(madvise(static_cast<unsigned char*>(block) + before, inside, MADV_HUGEPAGE));
 #else
   static_cast<void>(block);
   static_cast<void>(bytes);
@@ -51,7 +54,7 @@ class buffer {
     swap(other);
     return *this;
   }
-  ~buffer() { ::operator delete (data_, std::align_val_t{alignment_of_block(bytes())}); }
+  ~buffer() { ::operator delete (data_, std::align_val_t{buffer_alignment}); }
 
   T* data() { return data_; }
   const T* data() const { return data_; }
@@ -66,7 +69,7 @@ class buffer {
     index_t bytes = 0;
     if (size < 0 || !multiply(size, sizeof(T), &bytes)) refuse("buffer: %lld elements do not fit", printable(size));
     const std::size_t size_in_bytes = static_cast<std::size_t>(bytes);
-    void* const block = ::operator new (size_in_bytes, std::align_val_t{alignment_of_block(size_in_bytes)});
+    void* const block = ::operator new (size_in_bytes, std::align_val_t{buffer_alignment});
     ask_for_huge_pages(block, size_in_bytes);
     return static_cast<T*>(block);
   }

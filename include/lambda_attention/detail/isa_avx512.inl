@@ -34,9 +34,11 @@ LAMBDA_ATTENTION_INLINE floats load_f16(const unsigned char* source) {
   return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
 }
 
+LAMBDA_ATTENTION_INLINE floats widened(__m256i bfloat16s) {
+  return (floats)_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, bfloat16s), 16);
+}
 LAMBDA_ATTENTION_INLINE floats load_bf16(const unsigned char* source) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
-  return (floats)_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, bits), 16);
+  return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
 }
 
 LAMBDA_ATTENTION_INLINE floats load_int8(const unsigned char* source) {

@@ -10,6 +10,9 @@ LAMBDA_ATTENTION_INLINE floats rounded(floats first, floats second) {
   return (floats)_mm512_cvtne2ps_pbh(second, first);
 }
 
+// Each number, rounded to nearest.
+LAMBDA_ATTENTION_INLINE floats rounded_number(floats x) { return widened((__m256i)_mm512_cvtneps_pbh(x)); }
+
 // Words of first[l] and second[l].
 LAMBDA_ATTENTION_INLINE floats pairs_of(floats first, floats second) {
   typedef std::uint16_t halves __attribute__((vector_size(64)));

@@ -1,5 +1,5 @@
-// The kernels, one text for every instruction set; see kernels.hpp. Nothing here may instantiate a template of std or of
-// Eigen: such code would be compiled for this ISA and shared with units that run without it.
+// The kernels, one text for every instruction set; see kernels.hpp. Nothing here may instantiate a function template of
+// std or of Eigen: such code would be compiled for this ISA and shared with units that run without it.
 
 #include <lambda_attention/detail/vectors.inl>
 
@@ -14,10 +14,10 @@
 template <class Real>
 constexpr kernel_table<Real> table_of_kernels() {
   return {
-      vectors<Real>::lanes, tile_vectors,  begin_tile<Real>, add_keys<Real>,  pack<Real>,
-      unpack<Real>,         nullptr,       nullptr,          nullptr,         nullptr,
-      cos_sin<Real>,        rotate<Real>,  read_row<Real>,   write_row<Real>, score_rows<Real>,
-      adjust_scores<Real>,  softmax<Real>, add_values<Real>,
+      vectors<Real>::lanes, tile_vectors,  begin_tile<Real>, add_keys<Real>,   pack<Real>,
+      unpack<Real>,         nullptr,       nullptr,          nullptr,          nullptr,
+      cos_sin<Real>,        rotate<Real>,  read_row<Real>,   write_row<Real>,  score_rows<Real>,
+      adjust_scores<Real>,  softmax<Real>, nullptr,          add_values<Real>,
   };
 }
 

@@ -18,6 +18,7 @@ const kernel_table<Real>& kernels<Real>::table() {
     with_pairs.pack_pairs = pack<Real>;
     with_pairs.write_pairs = write_pairs;
     with_pairs.join_values = join_values;
+    with_pairs.softmax_in_pairs = softmax<Real>;
     with_pairs.score_rows = score_rows;
     with_pairs.add_values = add_values;
     return with_pairs;

@@ -17,6 +17,10 @@
 #include <immintrin.h>
 #endif
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "lambda_attention: its kernels read 16-bit numbers as the halves of words, least significant bytes first"
+#endif
+
 namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
@@ -135,6 +139,7 @@ struct kernel_table {
                         index_t num_distances, index_t distance, int key_step);
   // scores -> 2^(score - max); returns the max, *sum the sum.
   Real (*softmax)(Real* scores, index_t num_keys, Real* sum);
+  Real (*softmax_in_pairs)(Real* scores, index_t num_keys, Real* sum);  // the weights as pairs have them, rounded
   void (*add_values)(const Real* weights, index_t weight_stride, int heads, index_t padded_dim, const stored_rows& rows,
                      Real* output);
 };

@@ -27,12 +27,23 @@ LAMBDA_ATTENTION_INLINE vector_of<Real> weight_of(vector_of<Real> x) {
   return exp2<Real>(x);
 }
 
-// Weights of keys number `first` ... of a block, one vector of each.
+// A weight as values are multiplied by it.
+template <class Vector>
+LAMBDA_ATTENTION_INLINE Vector as_multiplied(Vector weight) {
+  return weight;
+}
+
+// Stores weights of keys number `first` ... of a block, one vector of each. Returns their sum.
 template <int Keys, class Real>
-LAMBDA_ATTENTION_INLINE void store_weights(Real* weights, index_t width, index_t first,
-                                           const vector_of<Real> (&weight)[Keys]) {
+LAMBDA_ATTENTION_INLINE vector_of<Real> store_weights(Real* weights, index_t width, index_t first,
+                                                      const vector_of<Real> (&weight)[Keys]) {
+  vector_of<Real> sum = {};
   LAMBDA_ATTENTION_UNROLL
-  for (int k = 0; k < Keys; ++k) store(weights + (first + k) * width, weight[k]);
+  for (int k = 0; k < Keys; ++k) {
+    store(weights + (first + k) * width, weight[k]);
+    sum += weight[k];
+  }
+  return sum;
 }
 
 template <class Real>

@@ -3,7 +3,7 @@
 //
 //     key j            d0 d1   d2 d3   ...               values of keys 2i and 2i + 1     d0 d0'   d1 d1'   ...
 //
-// Included by kernels.hpp, in the region of an ISA that adds the products of a pair to a float.
+// Included by kernel_text_pairs.inl.
 
 inline constexpr int numbers_per_word = 2;
 
@@ -38,15 +38,28 @@ LAMBDA_ATTENTION_INLINE floats weight_of(floats x) {
 // A block begins at an even key; a segment whose first is odd lacks the one before.
 LAMBDA_ATTENTION_INLINE index_t keys_missing_before(const tile_keys<float>& keys) { return keys.first_is_odd ? 1 : 0; }
 
-// Where a key stands alone, its partner weighs zero.
+LAMBDA_ATTENTION_INLINE floats as_multiplied(floats weight) { return rounded_number(weight); }
+
+// Where a key stands alone, its partner weighs zero. The sum is that of the rounded weights: then they add up to one after
+// the division, however few of them count.
 template <int Keys>
-LAMBDA_ATTENTION_INLINE void store_weights(float* weights, index_t width, index_t first, const floats (&weight)[Keys]) {
+LAMBDA_ATTENTION_INLINE floats store_weights(float* weights, index_t width, index_t first,
+                                             const floats (&weight)[Keys]) {
+  const floats ones = (floats)(bits_of_lanes<float>{} + 0x3f803f80U);
+  floats sum = {};
   if constexpr (Keys == 1) {
-    store(weights + first / 2 * width, first % 2 == 0 ? pairs_of(weight[0], floats{}) : pairs_of(floats{}, weight[0]));
+    const floats words = first % 2 == 0 ? pairs_of(weight[0], floats{}) : pairs_of(floats{}, weight[0]);
+    store(weights + first / 2 * width, words);
+    sum = add_products_of_pairs(words, ones, sum);
   } else {
     LAMBDA_ATTENTION_UNROLL
-    for (int k = 0; k < Keys; k += 2) store(weights + (first + k) / 2 * width, pairs_of(weight[k], weight[k + 1]));
+    for (int k = 0; k < Keys; k += 2) {
+      const floats words = pairs_of(weight[k], weight[k + 1]);
+      store(weights + (first + k) / 2 * width, words);
+      sum = add_products_of_pairs(words, ones, sum);
+    }
   }
+  return sum;
 }
 
 // By a power of two, which rounds nothing.

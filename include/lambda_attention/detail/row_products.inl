@@ -1,5 +1,5 @@
-// The products of rows, as they are stored, with the queries of a few heads: a vector along the row. Over operands, as
-// tile.inl is. Included by single_position.inl and kernel_text_pairs.inl.
+// The products of rows, as they are stored, with the queries of a few heads, a vector along the row, and their softmax. Over
+// operands, as tile.inl is. Included by single_position.inl and kernel_text_pairs.inl.
 
 // The products of `count` rows with the query of each head, dims [d, d + Columns * lanes) of them: vectors of sums that are
 // still to be added up. The queries stay in registers, and rows are read strictly in order, as the hardware prefetches them.
@@ -29,7 +29,7 @@ LAMBDA_ATTENTION_INLINE void multiply_columns(const Real* queries, index_t padde
       LAMBDA_ATTENTION_UNROLL
       for (int v = 0; v < run; ++v) {
         LAMBDA_ATTENTION_UNROLL
-        for (int h = 0; h < Heads; ++h) acc[h] = multiply_add(element[v], query[h][c + v], acc[h]);
+        for (int h = 0; h < Heads; ++h) acc[h] = multiply_add(query[h][c + v], element[v], acc[h]);
       }
     }
     LAMBDA_ATTENTION_UNROLL
@@ -53,7 +53,7 @@ template <row_format Format, int Heads, class Real>
 void score_rows_of(const Real* queries, index_t padded_dim, const stored_rows& rows, Real* scores,
                    index_t score_stride) {
   constexpr index_t lanes = vectors<Real>::lanes;
-  constexpr int columns = Heads == 1 ? 8 : query_vectors / Heads;
+  constexpr int columns = columns_for<Heads>;
   const unsigned char* key = rows.keys;
   for (index_t first = 0; first < rows.num_keys; first += lanes, key += lanes * rows.key_row_bytes) {
     const index_t rest = rows.num_keys - first;
@@ -75,4 +75,32 @@ void score_rows_of(const Real* queries, index_t padded_dim, const stored_rows& r
     for (int h = 0; h < Heads; ++h)
       for (index_t k = 0; k < rows.num_keys; ++k) scores[h * score_stride + k] *= rows.key_scales[k];
   }
+}
+
+// scores -> 2^(score - max), in place; returns the max, *sum the sum. `scores` has room for row_multiple more than
+// num_keys; what is there becomes zeros.
+template <class Real>
+Real softmax(Real* scores, index_t num_keys, Real* sum) {
+  constexpr index_t lanes = vectors<Real>::lanes;
+  const index_t padded = (num_keys + lanes - 1) / lanes * lanes;
+  for (index_t k = num_keys; k < padded; ++k) scores[k] = Real(hidden_score);
+  vector_of<Real> most = broadcast(Real(hidden_score));
+  for (index_t k = 0; k < padded; k += lanes) most = maximum(load(scores + k), most);
+  const Real max = max_of_lanes<Real>(most);
+  // Sums of 64 vectors at a time, so that rounding does not grow with the number of keys.
+  vector_of<Real> total = {};
+  for (index_t first = 0; first < padded; first += 64 * lanes) {
+    const index_t end = first + 64 * lanes < padded ? first + 64 * lanes : padded;
+    vector_of<Real> part = {};
+    for (index_t k = first; k < end; k += lanes) {
+      const vector_of<Real> score = load(scores + k);
+      const vector_of<Real> power = score <= Real(hidden_score) ? broadcast(Real(0)) : weight_of<Real>(score - max);
+      const vector_of<Real> weight = as_multiplied(power);
+      store(scores + k, weight);
+      part += weight;
+    }
+    total += part;
+  }
+  *sum = sum_of_lanes<Real>(total);
+  return max;
 }

@@ -42,8 +42,9 @@ LAMBDA_ATTENTION_INLINE void fetch_ahead(const unsigned char* source, index_t by
   }
 }
 
-// Vectors of queries that stay in registers, over all heads.
-inline constexpr int query_vectors = vector_bytes == 64 ? 16 : 8;
+// Vectors of queries, or of sums, that stay in registers: so many of each head.
+template <int Heads>
+inline constexpr int columns_for = Heads == 1 ? 8 : (vector_bytes == 64 ? 16 : 8) / Heads;
 
 #include <lambda_attention/detail/row_products.inl>
 
@@ -93,33 +94,6 @@ void adjust_scores(Real* scores, index_t num_keys, Real soft_cap, Real slope, co
   } else if (slope != 0) {
     for (index_t k = 0; k < num_keys; ++k) scores[k] -= slope * static_cast<Real>(distance - key_step * k);
   }
-}
-
-// scores -> 2^(score - max), in place; returns the max, *sum the sum. `scores` has room for row_multiple more than
-// num_keys; what is there becomes zeros.
-template <class Real>
-Real softmax(Real* scores, index_t num_keys, Real* sum) {
-  constexpr index_t lanes = vectors<Real>::lanes;
-  const index_t padded = (num_keys + lanes - 1) / lanes * lanes;
-  for (index_t k = num_keys; k < padded; ++k) scores[k] = Real(hidden_score);
-  vector_of<Real> most = broadcast(Real(hidden_score));
-  for (index_t k = 0; k < padded; k += lanes) most = maximum(load(scores + k), most);
-  const Real max = max_of_lanes<Real>(most);
-  // Sums of 64 vectors at a time, so that rounding does not grow with the number of keys.
-  vector_of<Real> total = {};
-  for (index_t first = 0; first < padded; first += 64 * lanes) {
-    const index_t end = first + 64 * lanes < padded ? first + 64 * lanes : padded;
-    vector_of<Real> part = {};
-    for (index_t k = first; k < end; k += lanes) {
-      const vector_of<Real> score = load(scores + k);
-      const vector_of<Real> weight = score <= Real(hidden_score) ? broadcast(Real(0)) : exp2<Real>(score - max);
-      store(scores + k, weight);
-      part += weight;
-    }
-    total += part;
-  }
-  *sum = sum_of_lanes<Real>(total);
-  return max;
 }
 
 // sum[0 ... ) += vectors of numbers in the order of a run.
@@ -178,7 +152,7 @@ template <row_format Format, int Heads, class Real>
 void add_values_of(const Real* weights, index_t weight_stride, index_t padded_dim, const stored_rows& rows,
                    Real* output) {
   constexpr index_t lanes = vectors<Real>::lanes;
-  constexpr int columns = (vector_bytes == 64 ? 16 : 8) / Heads > 8 ? 8 : (vector_bytes == 64 ? 16 : 8) / Heads;
+  constexpr int columns = columns_for<Heads>;
   constexpr index_t keys_together = 64;
   for (index_t first = 0; first < rows.num_keys; first += keys_together) {
     const index_t last = first + keys_together < rows.num_keys ? first + keys_together : rows.num_keys;

@@ -224,11 +224,12 @@ scratch_sizes row_sizes(const attention_job<Real>& job) {
 
 // KV heads that a task takes through its chunks together. Where the rows of a token's heads share a page of memory, a page
 // is then looked up once for all of them, not once for each; a lookup costs about what four queries' copies do. Their rings
-// should stay in a core's share of the cache.
+// should stay in a core's share of the cache. A kv_cache keeps the rows of a head together.
 template <class Real>
 index_t heads_per_task(const attention_job<Real>& job) {
   constexpr index_t page = 4096, most_bytes = 6 << 20;
-  if (job.by_position() || job.rows.keys[static_cast<int>(key_kind::window_near)].head_bytes >= page) return 1;
+  if (job.rows.as_stored_by_a_cache || job.rows.keys[static_cast<int>(key_kind::window_near)].head_bytes >= page)
+    return 1;
   const scratch_sizes sizes = row_sizes(job);
   index_t elements = sizes.sink_value_elements + sizes.window_value_elements;
   for (const index_t key_elements : sizes.key_elements) elements += key_elements;

@@ -1,5 +1,5 @@
 // A tile of queries against runs of keys: S^T = K Q^T, P = 2^(S - max), O^T += V^T P^T. Lanes are queries; elements of keys
-// and values are broadcast from their rows. Included by kernel_text.inl.
+// and values are broadcast from their rows. Over operands: included by kernel_text.inl, and by kernel_text_pairs.inl.
 
 // A running maximum is replaced only when a score exceeds it by this much (in log2): P stays below 2^40, and sums below
 // 2^40 * n, far inside the range of a float.
@@ -73,7 +73,7 @@ __attribute__((noinline)) void adjust_block(const tile_state<Real>& tile, const 
 // old ones. A maximum is a whole number, so the scale is a power of two and rescaling rounds nothing; a lane that does not
 // exceed its maximum is left as it is, bit for bit.
 //
-// `scores` holds the weights 2^(score - max) of `done` keys of this block, and in rows `done` ... `num_keys` rows of scores.
+// `scores` holds the weights 2^(score - max) of `done` keys of this block, and then `num_keys` rows of scores.
 template <class Real>
 __attribute__((noinline, cold)) void raise_maxima(tile_state<Real>& tile, const tile_keys<Real>& keys, Real* scores,
                                                   index_t done, int num_keys) {
@@ -184,15 +184,10 @@ LAMBDA_ATTENTION_INLINE void score_block(tile_state<Real>& tile, const tile_keys
   for (int v = 0; v < Vectors; ++v) {
     const vector_of<Real> max = load(running_max + v * lanes);
     vector_of<Real> weight[Keys];
-    vector_of<Real> sum = {};
     LAMBDA_ATTENTION_UNROLL
-    for (int k = 0; k < Keys; ++k) {
-      weight[k] = weight_of<Real>(acc[k][v] - max);
-      sum += weight[k];
-    }
-    store_weights(tile.scores + first_lane + v * lanes, tile.width, done, weight);
+    for (int k = 0; k < Keys; ++k) weight[k] = weight_of<Real>(acc[k][v] - max);
     Real* const total = tile.sum + first_lane + v * lanes;
-    store(total, load(total) + sum);
+    store(total, load(total) + store_weights(tile.scores + first_lane + v * lanes, tile.width, done, weight));
   }
 }
 
@@ -257,7 +252,7 @@ LAMBDA_ATTENTION_INLINE void add_weighted_values(Real* output, const Real* weigh
                                                               dim);
 }
 
-// Row `row` of values alone, of which only the key at one place of each word counts.
+// One row of values, of which only the key at one place of each word counts.
 template <int Vectors, class Real>
 __attribute__((noinline)) void add_lone_key(Real* output, const Real* weights, index_t width, const Real* values,
                                             int place, index_t dim) {
