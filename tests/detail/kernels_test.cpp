@@ -297,4 +297,31 @@ TYPED_TEST(kernels, write_narrow_rows_as_their_elements) {
   }
 }
 
+// Bit for bit as the storage does: rows of one magnitude, of every, of ties, with what is no number among them, and of zeros.
+TEST(kernels_of_float, write_bytes_as_their_storage) {
+  generator random(6);
+  for (index_t round = 0; round < 5000; ++round) {
+    const index_t count = draw(random, 1, 70);
+    float numbers[70];
+    const float size = std::ldexp(1.0f, static_cast<int>(draw(random, -149, 127)));
+    const index_t what = draw(random, 0, 9);
+    for (float& number : numbers) {
+      number = size * static_cast<float>(draw(random, -254, 254)) / 254;
+      if (what == 0) number = detail::float_of(static_cast<std::uint32_t>(random()));
+      if (what == 1) number = draw(random, 0, 1) == 0 ? 0.0f : -0.0f;
+    }
+    if (what == 2) numbers[draw(random, 0, count - 1)] = std::numeric_limits<float>::infinity();
+    std::int8_t expected[70];
+    const float expected_scale = int8::encode(numbers, count, expected);
+    for (const isa_level isa : isa_levels()) {
+      std::int8_t row[71];
+      row[count] = 42;
+      const float scale = detail::kernels_for<float>(isa).write_row(row_format::int8, numbers, count, row);
+      ASSERT_TRUE(same_number(scale, expected_scale)) << name_of(isa) << ": " << scale << ", " << expected_scale;
+      for (index_t i = 0; i < count; ++i) ASSERT_EQ(row[i], expected[i]) << name_of(isa) << ": " << numbers[i] / scale;
+      ASSERT_EQ(row[count], 42);
+    }
+  }
+}
+
 }  // namespace

@@ -49,9 +49,11 @@ class row_ring {
   index_t capacity() const { return capacity_; }
   index_t bytes() const { return static_cast<index_t>(rows_.bytes() + scales_.bytes()); }
 
-  void write(index_t head, index_t token, const Real* row) {
+  void write(const kernel_table<Real>& kernels, index_t head, index_t token, const Real* row) {
     const index_t slot = head * capacity_ + token % capacity_;
-    const float scale = storage_.encode(row, dim_, rows_.data() + slot * row_bytes_);
+    unsigned char* const stored = rows_.data() + slot * row_bytes_;
+    const float scale = storage_.format == row_format::custom ? storage_.encode(row, dim_, stored)
+                                                              : kernels.write_row(storage_.format, row, dim_, stored);
     if (has_scales()) scales_[slot] = scale;
   }
 
@@ -134,20 +136,27 @@ class cache_core {
   // the cache as it was.
   void write(const kernel_table<Real>& kernels, const position_data& encoding, const tensor& k,
              const tensor& v) noexcept {
-    alignas(buffer_alignment) Real own_angles[row_turner<Real>::max_angle_count];
+    alignas(buffer_alignment) Real own_angles[tokens_together * row_turner<Real>::max_angle_count];
     alignas(buffer_alignment) Real zero_angles[row_turner<Real>::max_angle_count];
     row_turner<Real> own(kernels, encoding, k.dim, own_angles);
     row_turner<Real> zero(kernels, encoding, k.dim, zero_angles);
     zero.move_to(0);
     num_written_ = max(num_written_, num_tokens_ + k.tokens);
     const row_store<Real> keys = store_of<Real>(k), values = store_of<Real>(v);
-    const index_t total = num_tokens_ + k.tokens;
-    for (index_t i = 0; i < k.tokens; ++i) {
-      const index_t token = num_tokens_ + i;
-      if (token >= geometry_.plan.shape.num_sinks && total - token > window_values_.capacity()) continue;
-      own.move_to(static_cast<std::uint64_t>(geometry_.first_position) + static_cast<std::uint64_t>(token));
-      for (index_t head = 0; head < geometry_.num_kv_heads; ++head)
-        write_row(kernels, keys, values, i, head, token, own, zero);
+    // Tokens between the sinks and the newest that the rings hold are not kept.
+    const index_t end_of_sinks = min(max(0, geometry_.plan.shape.num_sinks - num_tokens_), k.tokens);
+    const index_t first_in_rings = max(end_of_sinks, k.tokens - window_values_.capacity());
+    for (const index_range kept : {index_range{0, end_of_sinks}, index_range{first_in_rings, k.tokens}}) {
+      for (index_t first = kept.first, last; first < kept.last; first = last) {
+        last = min(first + tokens_together, kept.last);
+        own.move_to(
+            static_cast<std::uint64_t>(geometry_.first_position) + static_cast<std::uint64_t>(num_tokens_ + first),
+            last - first);
+        for (index_t i = first; i < last; ++i) {
+          for (index_t head = 0; head < geometry_.num_kv_heads; ++head)
+            write_row(kernels, keys, values, i, head, own, i - first, zero);
+        }
+      }
     }
   }
 
@@ -170,20 +179,24 @@ class cache_core {
   index_t near_window() const { return has_far_window() ? geometry_.plan.limit() + 1 : geometry_.plan.shape.window; }
   index_t ring_rows(index_t window) const { return max(window, 1) - 1 + geometry_.max_append; }
 
+  // Tokens whose angles are computed in one go.
+  static constexpr index_t tokens_together = 16;
+
+  // New token i, position `place` of `own`.
   void write_row(const kernel_table<Real>& kernels, const row_store<Real>& keys, const row_store<Real>& values,
-                 index_t source, index_t head, index_t token, const row_turner<Real>& own,
-                 const row_turner<Real>& zero) {
+                 index_t i, index_t head, const row_turner<Real>& own, index_t place, const row_turner<Real>& zero) {
+    const index_t token = num_tokens_ + i;
     const bool sink = token < geometry_.plan.shape.num_sinks;
-    Real row[max_head_dim], turned[max_head_dim];
-    keys.read(kernels, keys.row(head, source), 1.0f, row);
-    own.turn(row, turned);
-    (sink ? sinks_near_ : window_near_).write(head, token, turned);
+    Real room[max_head_dim], turned[max_head_dim];
+    const Real* const key = keys.numbers(kernels, keys.row(head, i), 1.0f, room);
+    own.turn(key, turned, place);
+    (sink ? sinks_near_ : window_near_).write(kernels, head, token, turned);
     if (sink ? has_far_sinks() : has_far_window()) {
-      zero.turn(row, turned);
-      (sink ? sinks_far_ : window_far_).write(head, token, turned);
+      zero.turn(key, turned);
+      (sink ? sinks_far_ : window_far_).write(kernels, head, token, turned);
     }
-    values.read(kernels, values.row(head, source), 1.0f, row);
-    (sink ? sink_values_ : window_values_).write(head, token, row);
+    const Real* const value = values.numbers(kernels, values.row(head, i), 1.0f, room);
+    (sink ? sink_values_ : window_values_).write(kernels, head, token, value);
   }
 
   geometry geometry_;

@@ -8,6 +8,7 @@
 #include <lambda_attention/isa.hpp>
 #include <lambda_attention/position.hpp>
 #include <lambda_attention/storage.hpp>
+#include <lambda_attention/storage/int8.hpp>
 
 #include <cstdint>
 #include <cstring>
@@ -130,7 +131,8 @@ struct kernel_table {
   void (*cos_sin)(const rotation_data& rotation, std::uint64_t first, index_t count, Real* angles);
   void (*rotate)(const rotation_data& rotation, const Real* angles, index_t dim, const Real* row, Real* rotated);
   void (*read_row)(row_format format, const void* source, index_t count, Real scale, Real* row);
-  void (*write_row)(row_format format, const Real* row, index_t count, void* destination);
+  // Returns the scale, 1 in formats that have none.
+  float (*write_row)(row_format format, const Real* row, index_t count, void* destination);
 
   // One position, `heads` = 1, 2 or 4 query heads. `queries` are rows of `padded_dim`; scores are [heads][score_stride].
   void (*score_rows)(const Real* queries, int heads, index_t padded_dim, const stored_rows& rows, Real* scores,

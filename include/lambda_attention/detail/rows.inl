@@ -200,26 +200,60 @@ LAMBDA_ATTENTION_INLINE bits_of_lanes<float> rounded_to_16_bits(vector_of<float>
   }
 }
 
+// The first numbers of a row, at most `count`, and zeros.
+LAMBDA_ATTENTION_INLINE vector_of<float> load_part(const float* row, index_t count) {
+  constexpr index_t lanes = vectors<float>::lanes;
+  if (count >= lanes) return load_loose(row);
+  vector_of<float> part = {};
+  std::memcpy(&part, row, static_cast<std::size_t>(count) * sizeof(float));
+  return part;
+}
+
 template <row_format Format>
 void write_16_bits(const float* row, index_t count, unsigned char* destination) {
   constexpr index_t lanes = vectors<float>::lanes;
   typedef std::uint16_t numbers __attribute__((vector_size(lanes * 2)));
   for (index_t i = 0; i < count; i += lanes) {
     const index_t size = count - i < lanes ? count - i : lanes;
-    vector_of<float> x = {};
-    if (size == lanes) {
-      x = load_loose(row + i);
-    } else {
-      std::memcpy(&x, row + i, static_cast<std::size_t>(size) * sizeof(float));
-    }
+    const vector_of<float> x = load_part(row + i, size);
     const numbers narrow = __builtin_convertvector(rounded_to_16_bits<Format>(x), numbers);
     std::memcpy(destination + 2 * i, &narrow, static_cast<std::size_t>(size) * 2);
   }
 }
 
-// The reverse, rounding to nearest; not int8.
+// Signed bytes and their scale, those of storage int8, bit for bit. Magnitudes are compared as whole numbers: as such an
+// infinity and NaNs are above all others.
+inline float write_int8(const float* row, index_t count, signed char* bytes) {
+  constexpr index_t lanes = vectors<float>::lanes;
+  constexpr std::int32_t infinity_bits = 0x7f800000;
+  typedef signed char numbers __attribute__((vector_size(lanes)));
+  mask_of<float> most = {};
+  for (index_t i = 0; i < count; i += lanes) {
+    const mask_of<float> magnitude = (mask_of<float>)load_part(row + i, count - i) & 0x7fffffff;
+    most = magnitude > most ? magnitude : most;
+  }
+  std::int32_t largest_bits = 0;
+  for (int l = 0; l < lanes; ++l) largest_bits = most[l] > largest_bits ? most[l] : largest_bits;
+  const bool finite = largest_bits < infinity_bits;
+  float largest;
+  std::memcpy(&largest, &largest_bits, sizeof largest);
+  const float scale = finite ? int8_scale(largest) : 0;
+  for (index_t i = 0; i < count; i += lanes) {
+    const vector_of<float> quotient =
+        scale == 0 ? broadcast(finite ? 0.0f : 1.0f) : load_part(row + i, count - i) / scale;
+    // The last bits of the sum are the nearest whole number.
+    constexpr float shift = 0x1.8p23f;
+    constexpr std::int32_t bits_of_shift = 0x4b400000;
+    const mask_of<float> whole = (mask_of<float>)(quotient + shift) - bits_of_shift;
+    const numbers narrow = __builtin_convertvector(whole, numbers);
+    std::memcpy(bytes + i, &narrow, static_cast<std::size_t>(count - i < lanes ? count - i : lanes));
+  }
+  return finite ? scale : __builtin_nanf("");
+}
+
+// The reverse of read_row, rounding to nearest. Returns the scale, 1 in formats that have none.
 template <class Real>
-void write_row(row_format format, const Real* row, index_t count, void* destination) {
+float write_row(row_format format, const Real* row, index_t count, void* destination) {
   if (format == (sizeof(Real) == 4 ? row_format::f32 : row_format::f64)) {
     std::memcpy(destination, row, static_cast<std::size_t>(count) * sizeof(Real));
   } else if (format == row_format::f32) {
@@ -230,8 +264,12 @@ void write_row(row_format format, const Real* row, index_t count, void* destinat
     for (index_t i = 0; i < count; ++i) numbers[i] = static_cast<double>(row[i]);
   } else if constexpr (sizeof(Real) == sizeof(float)) {
     unsigned char* const bytes = static_cast<unsigned char*>(destination);
-    if (format == row_format::f16) return write_16_bits<row_format::f16>(row, count, bytes);
-    write_16_bits<row_format::bf16>(row, count, bytes);
+    if (format == row_format::int8) return write_int8(row, count, static_cast<signed char*>(destination));
+    if (format == row_format::f16) {
+      write_16_bits<row_format::f16>(row, count, bytes);
+    } else {
+      write_16_bits<row_format::bf16>(row, count, bytes);
+    }
   } else {
     std::uint16_t* const bits = static_cast<std::uint16_t*>(destination);
     for (index_t i = 0; i < count; ++i) {
@@ -239,4 +277,5 @@ void write_row(row_format format, const Real* row, index_t count, void* destinat
       bits[i] = format == row_format::f16 ? half_bits(number) : bfloat16_bits(number);
     }
   }
+  return 1;
 }

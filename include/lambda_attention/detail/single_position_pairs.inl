@@ -8,41 +8,6 @@ LAMBDA_ATTENTION_INLINE bool are_words(const stored_rows& rows, index_t padded_d
   return rows.format == row_format::bf16 && padded_dim % (2 * vectors<float>::lanes) == 0;
 }
 
-// The products of as many rows as a vector has lanes with one query, from word d on: their sums stay in registers.
-template <int Columns>
-LAMBDA_ATTENTION_INLINE void multiply_block(const float* query, index_t num_words, const unsigned char* key,
-                                            index_t row_bytes, index_t d, floats (&products)[vectors<float>::lanes]) {
-  constexpr index_t lanes = vectors<float>::lanes;
-  for (; d + Columns * lanes <= num_words; d += Columns * lanes) {
-    const unsigned char* row = key + d * 4;
-    floats part[Columns];
-    LAMBDA_ATTENTION_UNROLL
-    for (int c = 0; c < Columns; ++c) part[c] = load(query + d + c * lanes);
-    LAMBDA_ATTENTION_UNROLL
-    for (int k = 0; k < lanes; ++k, row += row_bytes) {
-      LAMBDA_ATTENTION_UNROLL
-      for (int c = 0; c < Columns; ++c)
-        products[k] = multiply_add(part[c], load_stored<row_format::f32, float>(row + c * vector_bytes), products[k]);
-    }
-  }
-  if constexpr (Columns > 1) multiply_block<Columns / 2>(query, num_words, key, row_bytes, d, products);
-}
-
-// One head's scores.
-inline void score_words(const float* query, index_t num_words, const stored_rows& rows, float* scores) {
-  constexpr index_t lanes = vectors<float>::lanes;
-  const index_t whole_blocks = rows.num_keys / lanes * lanes;
-  for (index_t first = 0; first < whole_blocks; first += lanes) {
-    floats products[lanes] = {};
-    multiply_block<4>(query, num_words, rows.keys + first * rows.key_row_bytes, rows.key_row_bytes, 0, products);
-    store_loose(scores + first, sums_of_rows<float>(products));
-  }
-  stored_rows rest = rows;
-  rest.keys += whole_blocks * rows.key_row_bytes;
-  rest.num_keys -= whole_blocks;
-  score_rows_of<row_format::f32, 1>(query, num_words, rest, scores + whole_blocks, 0);
-}
-
 inline void score_rows(const float* queries, int heads, index_t padded_dim, const stored_rows& rows, float* scores,
                        index_t score_stride) {
   if (!are_words(rows, padded_dim))
@@ -50,7 +15,7 @@ inline void score_rows(const float* queries, int heads, index_t padded_dim, cons
   const index_t num_words = padded_dim / 2;
   alignas(vector_bytes) float words[max_tile_vectors * max_head_dim / 2];
   for (int h = 0; h < heads; ++h) write_pairs(queries + h * padded_dim, padded_dim, words + h * num_words);
-  if (heads == 1) score_words(words, num_words, rows, scores);
+  if (heads == 1) score_rows_of<row_format::f32, 1>(words, num_words, rows, scores, score_stride);
   if (heads == 2) score_rows_of<row_format::f32, 2>(words, num_words, rows, scores, score_stride);
   if (heads == 4) score_rows_of<row_format::f32, 4>(words, num_words, rows, scores, score_stride);
 }

@@ -8,6 +8,18 @@
 namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 
+namespace detail {
+
+/// The scale of a row whose largest magnitude is `largest`. Zero where a division by it would overflow: such a row is as good
+/// as zero. For the largest floats the quotient may be rounded up to where 127 times it overflows.
+inline float int8_scale(float largest) {
+  const float quotient = largest / 127;
+  const float scale = is_finite(static_cast<double>(quotient * 127)) ? quotient : quotient * (1 - 0x1p-23f);
+  return scale < 0x1p-120f ? 0 : scale;
+}
+
+}  // namespace detail
+
 /// element = scale * byte, scale = (largest magnitude of the row) / 127. The error of an element is at most scale / 2. A row
 /// with a NaN or an infinity is stored as NaN.
 struct int8 {
@@ -24,16 +36,12 @@ struct int8 {
       finite = finite && detail::is_finite(static_cast<double>(row[d]));
       largest = magnitude > largest ? magnitude : largest;
     }
-    // For the largest floats the quotient may be rounded up to where 127 times it overflows.
-    const float quotient = largest / 127;
-    const float scale = detail::is_finite(static_cast<double>(quotient * 127)) ? quotient : quotient * (1 - 0x1p-23f);
-    // Below this the division by the scale would overflow: such a row is as good as zero.
-    const bool vanishes = scale < 0x1p-120f;
+    const float scale = finite ? detail::int8_scale(largest) : 0;
     for (index_t d = 0; d < dim; ++d)
-      bytes[d] = !finite    ? std::int8_t{1}
-                 : vanishes ? std::int8_t{0}
-                            : static_cast<std::int8_t>(__builtin_lrintf(row[d] / scale));
-    return finite ? (vanishes ? 0.0f : scale) : __builtin_nanf("");
+      bytes[d] = !finite      ? std::int8_t{1}
+                 : scale == 0 ? std::int8_t{0}
+                              : static_cast<std::int8_t>(__builtin_lrintf(row[d] / scale));
+    return finite ? scale : __builtin_nanf("");
   }
   static void decode(const void* stored, float scale, index_t dim, float* row) {
     const std::int8_t* const bytes = static_cast<const std::int8_t*>(stored);
