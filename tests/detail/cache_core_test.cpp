@@ -61,7 +61,7 @@ TEST(RowRing, KeepsTheNewestRowsOfEachHead) {
     for (index_t head = 0; head < 2; ++head) {
       const float number = static_cast<float>(100 * head + token + 1);
       const float row[] = {number, -number, 0};
-      ring.write(head, token, row);
+      ring.write(kernels, head, token, row);
     }
   }
   for (index_t token = 7; token < 11; ++token) {

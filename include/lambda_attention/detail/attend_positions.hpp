@@ -57,7 +57,7 @@ class position_driver {
       for_each_segment(bands.band[b], tile, 1,
                        [&](const key_segment& segment) { column += score(query, segment, column); });
     Real sum[most_heads_by_position], max[most_heads_by_position];
-    const auto softmax = job_.window_in_pairs ? kernels_.softmax_in_pairs : kernels_.softmax;
+    const auto softmax = job_.window_in_pairs && heads_ > 1 ? kernels_.softmax_in_pairs : kernels_.softmax;
     for (index_t h = 0; h < heads_; ++h) max[h] = softmax(scratch_.scores + h * score_stride_, num_keys, &sum[h]);
 
     for (index_t i = 0; i < heads_ * padded_v_dim_; ++i) scratch_.output[i] = 0;

@@ -3,19 +3,19 @@
 
 #include <lambda_attention/detail/row_products.inl>
 
-// Rows that are whole vectors of words. What else there is, the kernels of the ISA below take.
-LAMBDA_ATTENTION_INLINE bool are_words(const stored_rows& rows, index_t padded_dim) {
-  return rows.format == row_format::bf16 && padded_dim % (2 * vectors<float>::lanes) == 0;
+// Rows that are whole vectors of words, for several heads. What else there is, the kernels of the ISA below take: one head
+// waits for memory, and weaving reads two rows at once, which memory serves worse.
+LAMBDA_ATTENTION_INLINE bool taken_in_pairs(const stored_rows& rows, int heads, index_t padded_dim) {
+  return heads > 1 && rows.format == row_format::bf16 && padded_dim % (2 * vectors<float>::lanes) == 0;
 }
 
 inline void score_rows(const float* queries, int heads, index_t padded_dim, const stored_rows& rows, float* scores,
                        index_t score_stride) {
-  if (!are_words(rows, padded_dim))
+  if (!taken_in_pairs(rows, heads, padded_dim))
     return avx512::score_rows<float>(queries, heads, padded_dim, rows, scores, score_stride);
   const index_t num_words = padded_dim / 2;
   alignas(vector_bytes) float words[max_tile_vectors * max_head_dim / 2];
   for (int h = 0; h < heads; ++h) write_pairs(queries + h * padded_dim, padded_dim, words + h * num_words);
-  if (heads == 1) score_rows_of<row_format::f32, 1>(words, num_words, rows, scores, score_stride);
   if (heads == 2) score_rows_of<row_format::f32, 2>(words, num_words, rows, scores, score_stride);
   if (heads == 4) score_rows_of<row_format::f32, 4>(words, num_words, rows, scores, score_stride);
 }
@@ -108,9 +108,8 @@ void add_values_of(const float* weights, index_t weight_stride, index_t padded_d
 
 inline void add_values(const float* weights, index_t weight_stride, int heads, index_t padded_dim,
                        const stored_rows& rows, float* output) {
-  if (!are_words(rows, padded_dim))
+  if (!taken_in_pairs(rows, heads, padded_dim))
     return avx512::add_values<float>(weights, weight_stride, heads, padded_dim, rows, output);
-  if (heads == 1) add_values_of<1>(weights, weight_stride, padded_dim, rows, output);
   if (heads == 2) add_values_of<2>(weights, weight_stride, padded_dim, rows, output);
   if (heads == 4) add_values_of<4>(weights, weight_stride, padded_dim, rows, output);
 }
