@@ -3,10 +3,12 @@
 
 #include <lambda_attention/detail/row_products.inl>
 
+inline constexpr index_t numbers_per_vector = vector_bytes / 2;
+
 // Rows that are whole vectors of words, for several heads. What else there is, the kernels of the ISA below take: one head
 // waits for memory, and weaving reads two rows at once, which memory serves worse.
 LAMBDA_ATTENTION_INLINE bool taken_in_pairs(const stored_rows& rows, int heads, index_t padded_dim) {
-  return heads > 1 && rows.format == row_format::bf16 && padded_dim % (2 * vectors<float>::lanes) == 0;
+  return heads > 1 && rows.format == row_format::bf16 && padded_dim % numbers_per_vector == 0;
 }
 
 inline void score_rows(const float* queries, int heads, index_t padded_dim, const stored_rows& rows, float* scores,
@@ -44,8 +46,8 @@ template <int Heads, int Columns>
 LAMBDA_ATTENTION_INLINE void add_value_columns(const float (*weights)[keys_together / 2], index_t padded_dim,
                                                const unsigned char* value, index_t row_bytes, index_t num_keys,
                                                float* output) {
-  constexpr index_t lanes = vectors<float>::lanes;
-  alignas(vector_bytes) static constexpr unsigned char zeros[Columns * vector_bytes] = {};
+  constexpr index_t vector_size = vector_bytes;
+  alignas(vector_bytes) static constexpr unsigned char zeros[Columns * vector_size] = {};
   floats acc[Heads][2 * Columns];
   LAMBDA_ATTENTION_UNROLL
   for (int h = 0; h < Heads; ++h) {
@@ -53,16 +55,16 @@ LAMBDA_ATTENTION_INLINE void add_value_columns(const float (*weights)[keys_toget
     for (int c = 0; c < 2 * Columns; ++c) acc[h][c] = floats{};
   }
   for (index_t k = 0; k < num_keys; k += 2, value += 2 * row_bytes) {
-    fetch_ahead<Heads>(value, Columns * vector_bytes);
-    fetch_ahead<Heads>(value + row_bytes, Columns * vector_bytes);
+    fetch_ahead<Heads>(value, Columns * vector_size);
+    fetch_ahead<Heads>(value + row_bytes, Columns * vector_size);
     const unsigned char* const beside = k + 1 < num_keys ? value + row_bytes : zeros;
     floats weight[Heads];
     LAMBDA_ATTENTION_UNROLL
     for (int h = 0; h < Heads; ++h) weight[h] = broadcast_word(weights[h] + k / 2);
     LAMBDA_ATTENTION_UNROLL
     for (int c = 0; c < Columns; ++c) {
-      const floats first = load_stored<row_format::f32, float>(value + c * vector_bytes);
-      const floats second = load_stored<row_format::f32, float>(beside + c * vector_bytes);
+      const floats first = load_stored<row_format::f32, float>(value + c * vector_size);
+      const floats second = load_stored<row_format::f32, float>(beside + c * vector_size);
       const floats lower = weave_lower_halves(first, second), upper = weave_upper_halves(first, second);
       LAMBDA_ATTENTION_UNROLL
       for (int h = 0; h < Heads; ++h) {
@@ -75,7 +77,7 @@ LAMBDA_ATTENTION_INLINE void add_value_columns(const float (*weights)[keys_toget
   for (int h = 0; h < Heads; ++h) {
     LAMBDA_ATTENTION_UNROLL
     for (int c = 0; c < Columns; ++c)
-      add_woven(acc[h][2 * c], acc[h][2 * c + 1], output + h * padded_dim + c * 2 * lanes);
+      add_woven(acc[h][2 * c], acc[h][2 * c + 1], output + h * padded_dim + c * numbers_per_vector);
   }
 }
 
@@ -84,10 +86,10 @@ template <int Heads, int Columns>
 LAMBDA_ATTENTION_INLINE void add_value_rows(const float (*weights)[keys_together / 2], index_t padded_dim,
                                             const unsigned char* value, index_t row_bytes, index_t num_keys,
                                             index_t done, float* output) {
-  const index_t num_vectors = padded_dim / (2 * vectors<float>::lanes);
+  const index_t num_vectors = padded_dim / numbers_per_vector;
   for (; done + Columns <= num_vectors; done += Columns)
     add_value_columns<Heads, Columns>(weights, padded_dim, value + done * vector_bytes, row_bytes, num_keys,
-                                      output + done * 2 * vectors<float>::lanes);
+                                      output + done * numbers_per_vector);
   if constexpr (Columns > 1)
     add_value_rows<Heads, Columns / 2>(weights, padded_dim, value, row_bytes, num_keys, done, output);
 }
