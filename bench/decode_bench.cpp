@@ -1,15 +1,12 @@
 // How fast is one token of a stream decoded, as a part of what memory and processor can do?
 #include "support/benchmark.hpp"
 #include "support/random.hpp"
+#include "support/stored.hpp"
 #include "support/visible.hpp"
 
 #include <lambda_attention/attention.hpp>
 #include <lambda_attention/kv_cache.hpp>
 #include <lambda_attention/position/rope.hpp>
-#include <lambda_attention/storage/bf16.hpp>
-#include <lambda_attention/storage/f16.hpp>
-#include <lambda_attention/storage/f32.hpp>
-#include <lambda_attention/storage/int8.hpp>
 
 #include <benchmark/benchmark.h>
 
@@ -28,28 +25,10 @@ struct setting {
 };
 
 template <class Storage>
-constexpr const char* storage_name() {
-  if (std::is_same_v<Storage, la::f16>) return "f16";
-  if (std::is_same_v<Storage, la::bf16>) return "bf16";
-  if (std::is_same_v<Storage, la::int8>) return "int8";
-  return "f32";
-}
-
-/// 4 u^2: keys and values each move the output by the mean square rounding u^2 of a stored row (of keys: times the variance
-/// of the logits, which is 1 here); and twice that.
-template <class Storage>
-constexpr double nmse_bound() {
-  if (std::is_same_v<Storage, la::f16>) return 4 * 5e-8;
-  if (std::is_same_v<Storage, la::bf16>) return 4 * 2.5e-6;
-  if (std::is_same_v<Storage, la::int8>) return 4 * 4e-5;
-  return bench::float_nmse_bound;
-}
-
-template <class Storage>
 std::string name_of(const setting& given) {
   char text[256];
   std::snprintf(text, sizeof text, "decode/%s/head_dim:%d/sinks:%d/window:%d/heads:%d/kv_heads:%d/layers:%d",
-                storage_name<Storage>(), static_cast<int>(given.head_dim), static_cast<int>(given.num_sinks),
+                bench::storage_name<Storage>(), static_cast<int>(given.head_dim), static_cast<int>(given.num_sinks),
                 static_cast<int>(given.window), static_cast<int>(given.num_heads), static_cast<int>(given.num_kv_heads),
                 static_cast<int>(given.num_layers));
   return text;
@@ -85,7 +64,7 @@ class decode {
 
   void measure(benchmark::State& state) {
     const la::isa_level isa = la::isa();
-    if (!bench::report_check(state, checked_, nmse_bound<Storage>(), given_.num_heads, isa)) return;
+    if (!bench::report_check(state, checked_, bench::stored_nmse_bound<Storage>(), given_.num_heads, isa)) return;
     const double peak = bench::peak_flops<float>(isa), bandwidth = same_size_.bandwidth(isa);
     const double seconds = bench::time_loop(state, 1, [&] { step(); });
     const index_t pairs = bench::visible_keys(caches_[0].shape(), last()) * given_.num_heads * given_.num_layers;

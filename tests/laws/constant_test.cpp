@@ -91,7 +91,7 @@ TEST_P(constant, are_the_allocations_of_a_step) {
 TEST(constant_for_ever, are_bytes_and_allocations) {
   generator random(11);
   const inputs<> in = random_inputs(random, {500, 1, 1});
-  const rope position(28);
+  const rope position(12);
   for (const lambda_shape& shape : shapes) {
     SCOPED_TRACE(to_string(shape));
     for_each_storage([&](auto storage, const char* name) {

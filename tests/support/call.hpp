@@ -19,7 +19,7 @@ struct extents {
   index_t tokens;
   index_t kv_heads;
   index_t group;
-  index_t head_dim = 28;
+  index_t head_dim = 12;
   index_t v_head_dim = 20;  // neither is a multiple of a vector
 
   index_t heads() const { return kv_heads * group; }
