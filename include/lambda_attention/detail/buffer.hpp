@@ -25,7 +25,7 @@ inline constexpr std::size_t huge_page = std::size_t{1} << 21;
 // faster when it does not have to look up a page every 4 KiB.
 inline void ask_for_huge_pages(void* block, std::size_t bytes) {
 #if defined(__linux__)
-  const std::size_t before = huge_page - reinterpret_cast<std::uintptr_t>(block) % huge_page;
+  const std::size_t before = (huge_page - reinterpret_cast<std::uintptr_t>(block) % huge_page) % huge_page;
   if (bytes < before + huge_page) return;
   const std::size_t inside = (bytes - before) / huge_page * huge_page;
   static_cast<void>(madvise(static_cast<unsigned char*>(block) + before, inside, MADV_HUGEPAGE));

@@ -251,7 +251,7 @@ inline float write_int8(const float* row, index_t count, signed char* bytes) {
   return finite ? scale : __builtin_nanf("");
 }
 
-// The reverse of read_row, rounding to nearest. Returns the scale, 1 in formats that have none.
+// The reverse of read_row, rounding to nearest. Returns the scale, 1 in formats that have none. int8 is of floats only.
 template <class Real>
 float write_row(row_format format, const Real* row, index_t count, void* destination) {
   if (format == (sizeof(Real) == 4 ? row_format::f32 : row_format::f64)) {
