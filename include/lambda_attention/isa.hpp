@@ -12,7 +12,7 @@ enum class isa_level {
   baseline,     ///< SSE2 on x86-64, and what the compiler makes of 16-byte vectors elsewhere
   avx2,         ///< AVX2, FMA and F16C
   avx512,       ///< AVX-512 F, BW, DQ and VL
-  avx512_bf16,  ///< AVX-512 BF16: products of pairs of bfloat16
+  avx512_bf16,  ///< AVX-512 BF16 and VNNI: products of pairs of bfloat16, and of fours of bytes
 };
 
 /// The best instruction set that this machine runs.
@@ -20,7 +20,8 @@ inline isa_level isa() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return __builtin_cpu_supports("avx512bf16") ? isa_level::avx512_bf16 : isa_level::avx512;
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") ? isa_level::avx512_bf16
+                                                                                        : isa_level::avx512;
   // Every processor with AVX2 and FMA has F16C; compilers of this age have no word to ask for it.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return isa_level::avx2;
 #endif

@@ -4,6 +4,7 @@
 #include <lambda_attention/position/rope.hpp>
 
 #include <support/cases.hpp>
+#include <support/error.hpp>
 
 #include <gtest/gtest.h>
 
@@ -320,6 +321,149 @@ TEST(kernels_of_float, write_bytes_as_their_storage) {
       ASSERT_TRUE(same_number(scale, expected_scale)) << name_of(isa) << ": " << scale << ", " << expected_scale;
       for (index_t i = 0; i < count; ++i) ASSERT_EQ(row[i], expected[i]) << name_of(isa) << ": " << numbers[i] / scale;
       ASSERT_EQ(row[count], 42);
+    }
+  }
+}
+
+// Rows of a cache as kernels of a single position read them, and queries and weights of a few heads.
+struct stored_position {
+  stored_position(row_format row_format_of_all, int num_heads, index_t dim, index_t num_rows, std::uint64_t seed)
+      : format(row_format_of_all),
+        heads(num_heads),
+        padded_dim(detail::round_up(dim, detail::row_multiple)),
+        num_keys(num_rows),
+        row_bytes(padded_dim * (format == row_format::f32    ? 4
+                                : format == row_format::int8 ? 1
+                                                             : 2)),
+        keys(num_rows * row_bytes),
+        values(num_rows * row_bytes),
+        key_scales(num_rows, 1.0f),
+        value_scales(num_rows, 1.0f),
+        queries(heads * padded_dim),
+        weights(heads * stride()),
+        random(seed) {
+    std::normal_distribution<float> normal;
+    std::vector<float> row(static_cast<std::size_t>(padded_dim), 0.0f);
+    const detail::kernel_table<float>& table = detail::kernels_for<float>(isa_level::baseline);
+    for (index_t k = 0; k < num_rows; ++k) {
+      for (index_t d = 0; d < dim; ++d) row[static_cast<std::size_t>(d)] = normal(random);
+      key_scales[at(k)] = table.write_row(format, row.data(), padded_dim, &keys[k * row_bytes]);
+      for (index_t d = 0; d < dim; ++d) row[static_cast<std::size_t>(d)] = normal(random);
+      value_scales[at(k)] = table.write_row(format, row.data(), padded_dim, &values[k * row_bytes]);
+    }
+    for (int h = 0; h < heads; ++h) {
+      for (index_t d = 0; d < dim; ++d) queries[h * padded_dim + d] = normal(random);
+      for (index_t k = 0; k < num_rows; ++k) weights[h * stride() + k] = std::exp(normal(random));
+    }
+  }
+
+  static std::size_t at(index_t i) { return static_cast<std::size_t>(i); }
+  index_t stride() const { return detail::round_up(num_keys, detail::row_multiple); }
+  detail::stored_rows rows() const {
+    return {format, keys.data(), values.data(), key_scales.data(), value_scales.data(), row_bytes, row_bytes, num_keys};
+  }
+
+  std::vector<double> numbers(const detail::buffer<unsigned char>& bytes, const std::vector<float>& scales,
+                              index_t k) const {
+    std::vector<float> row(at(padded_dim));
+    detail::kernels_for<float>(isa_level::baseline)
+        .read_row(format, &bytes.data()[k * row_bytes], padded_dim, scales[at(k)], row.data());
+    return {row.begin(), row.end()};
+  }
+  // A product of a query and a key, and the square root of the squares of its terms: what its rounding is relative to.
+  struct score {
+    double sum = 0, size = 0;
+  };
+  score score_of(int h, index_t k) const {
+    const std::vector<double> key = numbers(keys, key_scales, k);
+    score s;
+    for (index_t d = 0; d < padded_dim; ++d) {
+      const double term = key[at(d)] * static_cast<double>(queries.data()[h * padded_dim + d]);
+      s.sum += term;
+      s.size = std::hypot(s.size, term);
+    }
+    return s;
+  }
+  std::vector<double> output(int h) const {
+    std::vector<double> sum(at(padded_dim));
+    for (index_t k = 0; k < num_keys; ++k) {
+      const std::vector<double> value = numbers(values, value_scales, k);
+      for (index_t d = 0; d < padded_dim; ++d)
+        sum[at(d)] += value[at(d)] * static_cast<double>(weights.data()[h * stride() + k]);
+    }
+    return sum;
+  }
+
+  row_format format;
+  int heads;
+  index_t padded_dim, num_keys, row_bytes;
+  detail::buffer<unsigned char> keys, values;
+  std::vector<float> key_scales, value_scales;
+  detail::buffer<float> queries, weights;
+  generator random;
+};
+
+// The errors of one call, which writes nothing behind its scores.
+void add_errors(const stored_position& p, isa_level isa, error_sum& of_scores, error_sum& of_output) {
+  constexpr float canary = 42;
+  const detail::kernel_table<float>& table = detail::kernels_for<float>(isa);
+  detail::buffer<float> scores(p.heads * p.stride()), output(p.heads * p.padded_dim);
+  for (index_t i = 0; i < scores.size(); ++i) scores[i] = canary;
+  table.score_rows(p.queries.data(), p.heads, p.padded_dim, p.rows(), scores.data(), p.stride());
+  table.add_values(p.weights.data(), p.stride(), p.heads, p.padded_dim, p.rows(), output.data());
+  for (int h = 0; h < p.heads; ++h) {
+    for (index_t k = 0; k < p.num_keys; ++k) {
+      const stored_position::score expected = p.score_of(h, k);
+      of_scores.add(scores[h * p.stride() + k] - expected.sum + expected.size, expected.size);
+    }
+    for (index_t k = p.num_keys; k < p.stride(); ++k) ASSERT_EQ(scores[h * p.stride() + k], canary);
+    const std::vector<double> expected = p.output(h);
+    for (index_t d = 0; d < p.padded_dim; ++d) of_output.add(output[h * p.padded_dim + d], expected[p.at(d)]);
+  }
+}
+
+// Every format, number of heads and ragged end.
+TEST(kernels_of_float, multiply_stored_rows) {
+  for (const row_format format : {row_format::f32, row_format::f16, row_format::bf16, row_format::int8}) {
+    for (const index_t dim : {12, 64, 80, 128, 192, 512}) {
+      for (const isa_level isa : isa_levels()) {
+        SCOPED_TRACE("format " + std::to_string(static_cast<int>(format)) + ", dim " + std::to_string(dim) + ", " +
+                     name_of(isa));
+        error_sum of_scores, of_output;
+        for (const int heads : {1, 2, 4}) {
+          for (const index_t num_keys : {1, 5, 67, 300})
+            add_errors(stored_position(format, heads, dim, num_keys, 12), isa, of_scores, of_output);
+        }
+        const double bound = arithmetic_bound<float>() + pairs_bound(format, isa, 1, 0) + bytes_bound(format, isa, 0);
+        EXPECT_LE(of_scores.nmse(), bound);
+        EXPECT_LE(of_output.nmse(), bound);
+      }
+    }
+  }
+}
+
+// Weights and queries that are zero, no numbers, or beyond what can be scaled.
+TEST(kernels_of_float, multiply_bytes_by_what_is_no_number) {
+  constexpr float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  for (const float odd : {0.0f, 1e-40f, 1e35f, infinity, nan}) {
+    for (const index_t place : {0, 77, 299}) {
+      stored_position p(row_format::int8, 2, 128, 300, 13);
+      p.queries[place % 128] = odd;
+      p.weights[place] = odd;
+      const bool finite = odd < infinity;
+      for (const isa_level isa : isa_levels()) {
+        SCOPED_TRACE(std::to_string(odd) + " at " + std::to_string(place) + ", " + name_of(isa));
+        const detail::kernel_table<float>& table = detail::kernels_for<float>(isa);
+        detail::buffer<float> scores(2 * p.stride()), output(2 * p.padded_dim);
+        table.score_rows(p.queries.data(), 2, p.padded_dim, p.rows(), scores.data(), p.stride());
+        table.add_values(p.weights.data(), p.stride(), 2, p.padded_dim, p.rows(), output.data());
+        for (int h = 0; h < 2; ++h) {
+          for (index_t k = 0; k < p.num_keys; ++k)
+            ASSERT_EQ(std::isfinite(scores[h * p.stride() + k]), finite || h == 1) << h << ", " << k;
+          for (index_t d = 0; d < p.padded_dim; ++d)
+            ASSERT_EQ(std::isfinite(output[h * p.padded_dim + d]), finite || h == 1) << h << ", " << d;
+        }
+      }
     }
   }
 }

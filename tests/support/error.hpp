@@ -78,6 +78,16 @@ inline double pairs_bound(lambda_attention::row_format format, lambda_attention:
   return in_pairs ? rounding_bound(squared_rounding(format), 1, keys, sigma) : 0;
 }
 
+/// What is more where an ISA takes bytes as they are, for several heads: it rounds queries to 1 / 16256 of the largest of their
+/// numbers, which of normal ones is 3.5 times their standard deviation, and weights to 1 / 65535 of the largest of 256 keys:
+/// u^2 = 3.5^2 / 12 / 16256^2 = 4e-9, and 256 / 12 / 65535^2 = 5e-9.
+inline double bytes_bound(lambda_attention::row_format format, lambda_attention::isa_level isa, double sigma) {
+  using lambda_attention::isa_level;
+  const isa_level level = isa == isa_level::automatic ? lambda_attention::isa() : isa;
+  const bool as_they_are = format == lambda_attention::row_format::int8 && level == isa_level::avx512_bf16;
+  return as_they_are ? rounding_bound(5e-9, 1, 1, sigma) : 0;
+}
+
 /// The bound of a call on tensors of a format.
 template <class Real>
 double tensor_bound(lambda_attention::row_format format, lambda_attention::isa_level isa, double sigma = 1) {
@@ -87,7 +97,8 @@ double tensor_bound(lambda_attention::row_format format, lambda_attention::isa_l
 /// The bound of a call on the rows that a cache has stored.
 template <class Storage>
 double stored_bound(lambda_attention::isa_level isa, double sigma = 1) {
-  return arithmetic_bound<typename Storage::compute_type>(sigma) + pairs_bound(Storage::format, isa, 1, sigma);
+  return arithmetic_bound<typename Storage::compute_type>(sigma) + pairs_bound(Storage::format, isa, 1, sigma) +
+         bytes_bound(Storage::format, isa, sigma);
 }
 
 /// The bound through a cache, which may round keys and values.

@@ -4,6 +4,8 @@
 
 #include <lambda_attention/detail/tile.inl>
 
+#include <lambda_attention/detail/single_position_bytes.inl>
+
 #include <lambda_attention/detail/single_position_pairs.inl>
 
 template <class Real>

@@ -198,7 +198,7 @@ namespace avx512 {
 }  // namespace avx512
 LAMBDA_ATTENTION_END_TARGET
 
-LAMBDA_ATTENTION_BEGIN_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+LAMBDA_ATTENTION_BEGIN_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")
 namespace avx512::pairs {
 #include <lambda_attention/detail/isa_avx512_bf16.inl>
 #include <lambda_attention/detail/kernel_text_pairs.inl>

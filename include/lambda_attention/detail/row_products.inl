@@ -2,7 +2,8 @@
 // operands, as tile.inl is. Included by single_position.inl and kernel_text_pairs.inl.
 
 // The products of `count` rows with the query of each head, dims [d, d + Columns * lanes) of them: vectors of sums that are
-// still to be added up. The queries stay in registers, and rows are read strictly in order, as the hardware prefetches them.
+// still to be added up. The queries, ordered as runs are, stay in registers, and rows are read strictly in order, as the
+// hardware prefetches them.
 template <row_format Format, int Heads, int Columns, class Real>
 LAMBDA_ATTENTION_INLINE void multiply_columns(const Real* queries, index_t padded_dim, const unsigned char* key,
                                               index_t row_bytes, index_t count, index_t d,
@@ -13,8 +14,7 @@ LAMBDA_ATTENTION_INLINE void multiply_columns(const Real* queries, index_t padde
   LAMBDA_ATTENTION_UNROLL
   for (int h = 0; h < Heads; ++h) {
     LAMBDA_ATTENTION_UNROLL
-    for (int c = 0; c < Columns; c += run)
-      load_in_order_of_runs<run>(queries + h * padded_dim + d + c * lanes, query[h] + c);
+    for (int c = 0; c < Columns; ++c) query[h][c] = load(queries + h * padded_dim + d + c * lanes);
   }
   key += d * element_bytes<Format>;
   for (index_t k = 0; k < count; ++k, key += row_bytes) {
@@ -49,21 +49,39 @@ LAMBDA_ATTENTION_INLINE void multiply_rows(const Real* queries, index_t padded_d
     multiply_rows<Format, Heads, Columns / 2>(queries, padded_dim, key, row_bytes, count, d, products);
 }
 
+// Rows of numbers, ordered as the runs of `Columns` and fewer columns are.
+template <row_format Format, int Columns, class Real>
+LAMBDA_ATTENTION_INLINE void order_as_runs(const Real* rows, int num_rows, index_t padded_dim, Real* ordered) {
+  constexpr index_t lanes = vectors<Real>::lanes;
+  constexpr int run = vectors_at_once<Format, Columns>;
+  for (int row = 0; row < num_rows; ++row, rows += padded_dim, ordered += padded_dim) {
+    index_t d = 0;
+    for (; d + run * lanes <= padded_dim; d += run * lanes) {
+      vector_of<Real> numbers[run];
+      load_in_order_of_runs<run>(rows + d, numbers);
+      for (int v = 0; v < run; ++v) store(ordered + d + v * lanes, numbers[v]);
+    }
+    for (; d < padded_dim; d += lanes) store(ordered + d, load(rows + d));
+  }
+}
+
 template <row_format Format, int Heads, class Real>
 void score_rows_of(const Real* queries, index_t padded_dim, const stored_rows& rows, Real* scores,
                    index_t score_stride) {
   constexpr index_t lanes = vectors<Real>::lanes;
   constexpr int columns = columns_for<Heads>;
+  alignas(vector_bytes) Real ordered[Heads * max_head_dim];
+  order_as_runs<Format, columns>(queries, Heads, padded_dim, ordered);
   const unsigned char* key = rows.keys;
   for (index_t first = 0; first < rows.num_keys; first += lanes, key += lanes * rows.key_row_bytes) {
     const index_t rest = rows.num_keys - first;
     const index_t count = rest < lanes ? rest : lanes;
     vector_of<Real> products[Heads][lanes];
     if (count < lanes) std::memset(products, 0, sizeof products);
-    multiply_rows<Format, Heads, columns>(queries, padded_dim, key, rows.key_row_bytes, count, 0, products);
+    multiply_rows<Format, Heads, columns>(ordered, padded_dim, key, rows.key_row_bytes, count, 0, products);
     for (int h = 0; h < Heads; ++h) {
       Real* const score = scores + h * score_stride + first;
-      const vector_of<Real> sums = sums_of_rows<Real>(products[h]);
+      const vector_of<Real> sums = sums_of_rows(products[h]);
       if (count == lanes) {
         store_loose(score, sums);
       } else {

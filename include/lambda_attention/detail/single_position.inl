@@ -15,6 +15,7 @@ LAMBDA_ATTENTION_INLINE void load_run(const unsigned char* source, vector_of<Rea
     static_assert(Format == row_format::bf16 && Vectors == 2, "the format that has runs of two vectors");
     bits_of_lanes<Real> bits;
     std::memcpy(&bits, source, sizeof bits);
+    bits = held_in_register(bits);
     element[0] = (vector_of<Real>)(bits << 16);
     element[1] = (vector_of<Real>)(bits & 0xffff0000U);
   }

@@ -13,6 +13,8 @@ LAMBDA_ATTENTION_INLINE bool taken_in_pairs(const stored_rows& rows, int heads, 
 
 inline void score_rows(const float* queries, int heads, index_t padded_dim, const stored_rows& rows, float* scores,
                        index_t score_stride) {
+  if (taken_in_bytes(rows, heads, padded_dim) && score_bytes(queries, heads, padded_dim, rows, scores, score_stride))
+    return;
   if (!taken_in_pairs(rows, heads, padded_dim))
     return avx512::score_rows<float>(queries, heads, padded_dim, rows, scores, score_stride);
   const index_t num_words = padded_dim / 2;
@@ -110,6 +112,8 @@ void add_values_of(const float* weights, index_t weight_stride, index_t padded_d
 
 inline void add_values(const float* weights, index_t weight_stride, int heads, index_t padded_dim,
                        const stored_rows& rows, float* output) {
+  if (taken_in_bytes(rows, heads, padded_dim))
+    return add_values_in_bytes(weights, weight_stride, heads, padded_dim, rows, output);
   if (!taken_in_pairs(rows, heads, padded_dim))
     return avx512::add_values<float>(weights, weight_stride, heads, padded_dim, rows, output);
   if (heads == 2) add_values_of<2>(weights, weight_stride, padded_dim, rows, output);

@@ -17,6 +17,17 @@ LAMBDA_ATTENTION_INLINE void store_loose(Real* destination, vector_of<Real> numb
   *reinterpret_cast<typename vectors<Real>::loose*>(destination) = numbers;
 }
 
+// Compilers like to load again what two instructions need, where loads are what is scarce. This they see nothing of.
+template <class Vector>
+LAMBDA_ATTENTION_INLINE Vector held_in_register(Vector x) {
+#if defined(__x86_64__)
+  __asm__("" : "+v"(x));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(x));
+#endif
+  return x;
+}
+
 // x - 0 and not x + 0, which would turn -0 into 0 and so cost an addition.
 template <class Real>
 LAMBDA_ATTENTION_INLINE vector_of<Real> broadcast(Real x) {
@@ -76,7 +87,12 @@ constexpr int lane_of_other_unit(int l, int lanes, int unit, int span, int odd) 
 }
 template <int Unit, int Span, int Odd, class Vector, std::size_t... Lane>
 LAMBDA_ATTENTION_INLINE Vector every_other_unit(Vector a, Vector b, std::index_sequence<Lane...>) {
-  return __builtin_shufflevector(a, b, lane_of_other_unit(Lane, sizeof...(Lane), Unit, Span, Odd)...);
+  // As floats: compilers know more shuffles of those than of whole numbers.
+  if constexpr (std::is_same_v<Vector, mask_of<float>>)
+    return (Vector)every_other_unit<Unit, Span, Odd>((vector_of<float>)a, (vector_of<float>)b,
+                                                     std::index_sequence<Lane...>{});
+  else
+    return __builtin_shufflevector(a, b, lane_of_other_unit(Lane, sizeof...(Lane), Unit, Span, Odd)...);
 }
 template <class Vector>
 using lanes_of = std::make_index_sequence<sizeof(Vector) / sizeof(std::declval<Vector>()[0])>;
@@ -93,27 +109,28 @@ LAMBDA_ATTENTION_INLINE Vector odd_lanes(Vector a, Vector b) {
 
 // Lane i of the result: the sum of the lanes of rows[i]. Each round adds neighbours within two rows, which leaves one row:
 // first within blocks of 16 bytes, then whole blocks, for that is what processors shuffle fastest.
-template <class Real, int Rows>
-LAMBDA_ATTENTION_INLINE void add_neighbours(vector_of<Real>* rows) {
-  constexpr int lanes = vectors<Real>::lanes;
-  constexpr int block = 16 / static_cast<int>(sizeof(Real));
+template <int Rows, class Vector>
+LAMBDA_ATTENTION_INLINE void add_neighbours(Vector* rows) {
+  constexpr int lanes = lanes_of<Vector>::size();
+  constexpr int block = lanes * 16 / vector_bytes;
   constexpr bool within_blocks = Rows > lanes / block;
   constexpr int unit = within_blocks ? 1 : block;
   constexpr int span = within_blocks ? block : lanes;
-  using all_lanes = lanes_of<vector_of<Real>>;
   LAMBDA_ATTENTION_UNROLL
   for (index_t i = 0; i < Rows / 2; ++i) {
-    const vector_of<Real> a = rows[2 * i], b = rows[2 * i + 1];
-    rows[i] = every_other_unit<unit, span, 0>(a, b, all_lanes{}) + every_other_unit<unit, span, 1>(a, b, all_lanes{});
+    const Vector a = rows[2 * i], b = rows[2 * i + 1];
+    rows[i] = every_other_unit<unit, span, 0>(a, b, lanes_of<Vector>{}) +
+              every_other_unit<unit, span, 1>(a, b, lanes_of<Vector>{});
   }
-  if constexpr (Rows > 2) add_neighbours<Real, Rows / 2>(rows);
+  if constexpr (Rows > 2) add_neighbours<Rows / 2>(rows);
 }
-template <class Real>
-LAMBDA_ATTENTION_INLINE vector_of<Real> sums_of_rows(const vector_of<Real> (&rows)[vectors<Real>::lanes]) {
-  vector_of<Real> sums[vectors<Real>::lanes];
+template <class Vector, std::size_t Rows>
+LAMBDA_ATTENTION_INLINE Vector sums_of_rows(const Vector (&rows)[Rows]) {
+  static_assert(Rows == lanes_of<Vector>::size(), "a row for each lane");
+  Vector sums[Rows];
   LAMBDA_ATTENTION_UNROLL
-  for (int i = 0; i < vectors<Real>::lanes; ++i) sums[i] = rows[i];
-  add_neighbours<Real, vectors<Real>::lanes>(sums);
+  for (std::size_t i = 0; i < Rows; ++i) sums[i] = rows[i];
+  add_neighbours<static_cast<int>(Rows)>(sums);
   return sums[0];
 }
 

@@ -1,0 +1,248 @@
+// Queries at a single position, two or four heads of one KV head, against rows of bytes, by products of whole numbers. A
+// query, and the weights of a few keys, are whole numbers times a unit of theirs, in two planes of bytes:
+//
+//     number = unit * (radix * upper + lower)      radix 128 and up to 127 * 128 for queries, which have signs
+//                                                  radix 256 and up to 65535 for weights, which have none
+//
+// What that rounds away is little beside what rounding the rows themselves has: of a logit, at most
+// (|q|max / 32512) |k| beside (|k|max / 254) |q|, both in the square mean; of the output, half a unit for each weight, 1 /
+// 131070 of the largest among the keys that share a unit. Included by kernel_text_pairs.inl.
+
+using whole_numbers = mask_of<float>;
+
+inline constexpr index_t bytes_per_vector = vector_bytes;
+
+// Keys whose weights share a unit, and whose rows stay in the nearest cache from one pass over a few columns to the next.
+inline constexpr index_t keys_per_unit = 256;
+
+struct byte_planes {
+  alignas(vector_bytes) unsigned char upper[max_head_dim];
+  alignas(vector_bytes) unsigned char lower[max_head_dim];
+  float unit;
+  std::int32_t sum;  // of the whole numbers
+};
+
+// `count` numbers, a multiple of the lanes, of at most `Largest` units. False where they have no useful unit: all of them
+// zero or nearly, or not all finite.
+template <int Largest, int RadixBits, int RoundsBy>
+LAMBDA_ATTENTION_INLINE bool write_planes(const float* numbers, index_t count, byte_planes& planes) {
+  constexpr index_t lanes = vectors<float>::lanes;
+  typedef unsigned char bytes __attribute__((vector_size(lanes)));
+  // As whole numbers, so that an infinity and NaNs are above all others.
+  whole_numbers largest_bits = {};
+  for (index_t i = 0; i < count; i += lanes) {
+    const whole_numbers magnitude = (whole_numbers)load(numbers + i) & 0x7fffffff;
+    largest_bits = magnitude > largest_bits ? magnitude : largest_bits;
+  }
+  std::int32_t bits = 0;
+  for (int l = 0; l < lanes; ++l) bits = largest_bits[l] > bits ? largest_bits[l] : bits;
+  float largest;
+  std::memcpy(&largest, &bits, sizeof largest);
+  if (!(largest > 1e-30f && largest < 1e30f)) return false;
+  const float per_unit = Largest / largest;
+  whole_numbers sum = {};
+  for (index_t i = 0; i < count; i += lanes) {
+    const whole_numbers whole = __builtin_convertvector(round_to_whole(load(numbers + i) * per_unit), whole_numbers);
+    const whole_numbers upper = (whole + RoundsBy) >> RadixBits, lower = whole - (upper << RadixBits);
+    const bytes upper_bytes = __builtin_convertvector(upper, bytes);
+    const bytes lower_bytes = __builtin_convertvector(lower, bytes);
+    std::memcpy(planes.upper + i, &upper_bytes, sizeof upper_bytes);
+    std::memcpy(planes.lower + i, &lower_bytes, sizeof lower_bytes);
+    sum += whole;
+  }
+  planes.unit = largest / Largest;
+  planes.sum = 0;
+  for (int l = 0; l < lanes; ++l) planes.sum += sum[l];
+  return true;
+}
+inline bool write_query_planes(const float* query, index_t padded_dim, byte_planes& planes) {
+  return write_planes<127 * 128, 7, 64>(query, padded_dim, planes);
+}
+
+// The weights of `count` keys times the scales of their rows, and zeros behind them.
+inline bool write_weight_planes(const float* weights, const float* scales, index_t count, byte_planes& planes) {
+  constexpr index_t lanes = vectors<float>::lanes;
+  alignas(vector_bytes) float products[keys_per_unit];
+  index_t k = 0;
+  for (; k < count; k += lanes)
+    store(products + k, load_part(weights + k, count - k) * load_part(scales + k, count - k));
+  return write_planes<65535, 8, 0>(products, k, planes);
+}
+
+LAMBDA_ATTENTION_INLINE whole_numbers load_bytes(const void* source) {
+  whole_numbers bytes;
+  std::memcpy(&bytes, source, sizeof bytes);
+  return bytes;
+}
+// A vector of a row's bytes, each plus 128: of two factors, one has no sign.
+LAMBDA_ATTENTION_INLINE whole_numbers load_unsigned(const unsigned char* source) {
+  return (whole_numbers)((bits_of_lanes<float>)load_bytes(source) ^ 0x80808080U);
+}
+
+// The products of `count` rows with the query of each head, `Columns` vectors of bytes from dim d on.
+template <int Heads, int Columns>
+LAMBDA_ATTENTION_INLINE void multiply_bytes(const byte_planes* queries, const unsigned char* key, index_t row_bytes,
+                                            index_t count, index_t d,
+                                            whole_numbers (*products)[vectors<float>::lanes]) {
+  whole_numbers upper[Heads][Columns], lower[Heads][Columns];
+  LAMBDA_ATTENTION_UNROLL
+  for (int h = 0; h < Heads; ++h) {
+    LAMBDA_ATTENTION_UNROLL
+    for (int c = 0; c < Columns; ++c) {
+      upper[h][c] = load_bytes(queries[h].upper + d + c * bytes_per_vector);
+      lower[h][c] = load_bytes(queries[h].lower + d + c * bytes_per_vector);
+    }
+  }
+  key += d;
+  for (index_t k = 0; k < count; ++k, key += row_bytes) {
+    fetch_ahead<Heads>(key, Columns * bytes_per_vector);
+    whole_numbers bytes[Columns];
+    LAMBDA_ATTENTION_UNROLL
+    for (int c = 0; c < Columns; ++c) bytes[c] = load_unsigned(key + c * bytes_per_vector);
+    LAMBDA_ATTENTION_UNROLL
+    for (int h = 0; h < Heads; ++h) {
+      whole_numbers upper_sum = {}, lower_sum = d == 0 ? whole_numbers{} : products[h][k];
+      LAMBDA_ATTENTION_UNROLL
+      for (int c = 0; c < Columns; ++c) {
+        upper_sum = add_products_of_bytes(bytes[c], upper[h][c], upper_sum);
+        lower_sum = add_products_of_bytes(bytes[c], lower[h][c], lower_sum);
+      }
+      products[h][k] = (upper_sum << 7) + lower_sum;
+    }
+  }
+}
+
+template <int Heads>
+void score_rows_of_bytes(const byte_planes* queries, index_t padded_dim, const stored_rows& rows, float* scores,
+                         index_t score_stride) {
+  constexpr index_t lanes = vectors<float>::lanes;
+  constexpr index_t both = 2 * bytes_per_vector;
+  const unsigned char* key = rows.keys;
+  for (index_t first = 0; first < rows.num_keys; first += lanes, key += lanes * rows.key_row_bytes) {
+    const index_t rest = rows.num_keys - first;
+    const index_t count = rest < lanes ? rest : lanes;
+    whole_numbers products[Heads][lanes];
+    if (count < lanes) std::memset(products, 0, sizeof products);
+    index_t d = 0;
+    for (; d + both <= padded_dim; d += both)
+      multiply_bytes<Heads, 2>(queries, key, rows.key_row_bytes, count, d, products);
+    if (d < padded_dim) multiply_bytes<Heads, 1>(queries, key, rows.key_row_bytes, count, d, products);
+    for (int h = 0; h < Heads; ++h) {
+      const std::int32_t added = 128 * queries[h].sum;
+      const floats sums = __builtin_convertvector(sums_of_rows(products[h]) - added, floats) * queries[h].unit;
+      std::memcpy(scores + h * score_stride + first, &sums, static_cast<std::size_t>(count) * sizeof(float));
+    }
+  }
+  for (int h = 0; h < Heads; ++h)
+    for (index_t k = 0; k < rows.num_keys; ++k) scores[h * score_stride + k] *= rows.key_scales[k];
+}
+
+// Vectors of words of the bytes of four rows, byte r of each word from row r: within a block of 16 bytes the dims 4v ...
+// 4v + 3 are in vector v.
+LAMBDA_ATTENTION_INLINE void weave_four_rows(const whole_numbers (&row)[4], whole_numbers* woven) {
+  const whole_numbers ab = weave_lower_bytes(row[0], row[1]), more_ab = weave_upper_bytes(row[0], row[1]);
+  const whole_numbers cd = weave_lower_bytes(row[2], row[3]), more_cd = weave_upper_bytes(row[2], row[3]);
+  woven[0] = (whole_numbers)weave_lower_halves((floats)ab, (floats)cd);
+  woven[1] = (whole_numbers)weave_upper_halves((floats)ab, (floats)cd);
+  woven[2] = (whole_numbers)weave_lower_halves((floats)more_ab, (floats)more_cd);
+  woven[3] = (whole_numbers)weave_upper_halves((floats)more_ab, (floats)more_cd);
+}
+
+// sum[0 ... 64) += unit * (256 * upper + lower), of woven rows.
+LAMBDA_ATTENTION_INLINE void add_woven_bytes(const whole_numbers (&upper)[4], const whole_numbers (&lower)[4],
+                                             float unit, float* sum) {
+  constexpr index_t lanes = vectors<float>::lanes;
+  constexpr int block = 4;
+  floats woven[4];
+  LAMBDA_ATTENTION_UNROLL
+  for (int v = 0; v < 4; ++v)
+    woven[v] =
+        fused(__builtin_convertvector(upper[v], floats), broadcast(256.0f), __builtin_convertvector(lower[v], floats)) *
+        unit;
+  // Block b of vector v is block v of vector b in order.
+  floats even[2], odd[2];
+  LAMBDA_ATTENTION_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    even[i] = every_other_unit<block, lanes, 0>(woven[2 * i], woven[2 * i + 1], lanes_of<floats>{});
+    odd[i] = every_other_unit<block, lanes, 1>(woven[2 * i], woven[2 * i + 1], lanes_of<floats>{});
+  }
+  store(sum, load(sum) + every_other_unit<block, lanes, 0>(even[0], even[1], lanes_of<floats>{}));
+  sum += lanes;
+  store(sum, load(sum) + every_other_unit<block, lanes, 0>(odd[0], odd[1], lanes_of<floats>{}));
+  sum += lanes;
+  store(sum, load(sum) + every_other_unit<block, lanes, 1>(even[0], even[1], lanes_of<floats>{}));
+  sum += lanes;
+  store(sum, load(sum) + every_other_unit<block, lanes, 1>(odd[0], odd[1], lanes_of<floats>{}));
+}
+
+// output[h] += the weights of a few keys times a vector of bytes of each of their values, from dim d on.
+template <int Heads>
+LAMBDA_ATTENTION_INLINE void add_value_bytes(const byte_planes* weights, index_t padded_dim, const stored_rows& rows,
+                                             index_t d, float* output) {
+  alignas(vector_bytes) static constexpr unsigned char zeros[vector_bytes] = {};
+  whole_numbers upper[Heads][4] = {}, lower[Heads][4] = {};
+  const unsigned char* value = rows.values + d;
+  for (index_t k = 0; k < rows.num_keys; k += 4, value += 4 * rows.value_row_bytes) {
+    whole_numbers row[4], woven[4];
+    LAMBDA_ATTENTION_UNROLL
+    for (int r = 0; r < 4; ++r) {
+      const unsigned char* const source = value + r * rows.value_row_bytes;
+      fetch_ahead<Heads>(source, bytes_per_vector);
+      row[r] = load_bytes(k + r < rows.num_keys ? source : zeros);
+    }
+    weave_four_rows(row, woven);
+    LAMBDA_ATTENTION_UNROLL
+    for (int h = 0; h < Heads; ++h) {
+      const whole_numbers upper_weights = broadcast_four_bytes(weights[h].upper + k);
+      const whole_numbers lower_weights = broadcast_four_bytes(weights[h].lower + k);
+      LAMBDA_ATTENTION_UNROLL
+      for (int v = 0; v < 4; ++v) {
+        upper[h][v] = add_products_of_bytes(upper_weights, woven[v], upper[h][v]);
+        lower[h][v] = add_products_of_bytes(lower_weights, woven[v], lower[h][v]);
+      }
+    }
+  }
+  LAMBDA_ATTENTION_UNROLL
+  for (int h = 0; h < Heads; ++h) add_woven_bytes(upper[h], lower[h], weights[h].unit, output + h * padded_dim + d);
+}
+
+// Rows that are whole vectors of bytes, for several heads. One head waits for memory, which serves those sooner that ask for
+// it more slowly: 0.87 of the bandwidth in floats, 0.73 in bytes.
+LAMBDA_ATTENTION_INLINE bool taken_in_bytes(const stored_rows& rows, int heads, index_t padded_dim) {
+  return heads > 1 && rows.format == row_format::int8 && padded_dim % bytes_per_vector == 0;
+}
+
+// False, with nothing written, where the query of a head has no useful unit.
+inline bool score_bytes(const float* queries, int heads, index_t padded_dim, const stored_rows& rows, float* scores,
+                        index_t score_stride) {
+  byte_planes planes[max_tile_vectors];
+  for (int h = 0; h < heads; ++h)
+    if (!write_query_planes(queries + h * padded_dim, padded_dim, planes[h])) return false;
+  if (heads == 2) score_rows_of_bytes<2>(planes, padded_dim, rows, scores, score_stride);
+  if (heads == 4) score_rows_of_bytes<4>(planes, padded_dim, rows, scores, score_stride);
+  return true;
+}
+
+// The same of weights, of at most keys_per_unit keys.
+inline bool add_bytes(const float* weights, index_t weight_stride, int heads, index_t padded_dim,
+                      const stored_rows& rows, float* output) {
+  byte_planes planes[max_tile_vectors];
+  for (int h = 0; h < heads; ++h)
+    if (!write_weight_planes(weights + h * weight_stride, rows.value_scales, rows.num_keys, planes[h])) return false;
+  for (int h = 0; h < heads; h += 2)
+    for (index_t d = 0; d < padded_dim; d += bytes_per_vector)
+      add_value_bytes<2>(planes + h, padded_dim, rows, d, output + h * padded_dim);
+  return true;
+}
+
+inline void add_values_in_bytes(const float* weights, index_t weight_stride, int heads, index_t padded_dim,
+                                const stored_rows& rows, float* output) {
+  for (index_t first = 0; first < rows.num_keys; first += keys_per_unit) {
+    stored_rows block = rows;
+    block.values += first * rows.value_row_bytes;
+    block.value_scales += first;
+    block.num_keys = rows.num_keys - first < keys_per_unit ? rows.num_keys - first : keys_per_unit;
+    if (!add_bytes(weights + first, weight_stride, heads, padded_dim, block, output))
+      avx512::add_values<float>(weights + first, weight_stride, heads, padded_dim, block, output);
+  }
+}
