@@ -425,7 +425,7 @@ void add_errors(const stored_position& p, isa_level isa, error_sum& of_scores, e
 // Every format, number of heads and ragged end.
 TEST(kernels_of_float, multiply_stored_rows) {
   for (const row_format format : {row_format::f32, row_format::f16, row_format::bf16, row_format::int8}) {
-    for (const index_t dim : {12, 64, 80, 128, 192, 512}) {
+    for (const index_t dim : {12, 64, 80, 96, 128, 192, 512}) {
       for (const isa_level isa : isa_levels()) {
         SCOPED_TRACE("format " + std::to_string(static_cast<int>(format)) + ", dim " + std::to_string(dim) + ", " +
                      name_of(isa));

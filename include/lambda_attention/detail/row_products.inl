@@ -46,22 +46,23 @@ LAMBDA_ATTENTION_INLINE void multiply_rows(const Real* queries, index_t padded_d
   for (; d + width <= padded_dim; d += width)
     multiply_columns<Format, Heads, Columns>(queries, padded_dim, key, row_bytes, count, d, products);
   if constexpr (Columns > 1)
-    multiply_rows<Format, Heads, Columns / 2>(queries, padded_dim, key, row_bytes, count, d, products);
+    multiply_rows<Format, Heads, columns_of_smaller_run<Columns>>(queries, padded_dim, key, row_bytes, count, d, products);
 }
 
-// Rows of numbers, ordered as the runs of `Columns` and fewer columns are.
+// Rows of numbers, ordered as runs are where blocks of several columns take them.
 template <row_format Format, int Columns, class Real>
 LAMBDA_ATTENTION_INLINE void order_as_runs(const Real* rows, int num_rows, index_t padded_dim, Real* ordered) {
   constexpr index_t lanes = vectors<Real>::lanes;
   constexpr int run = vectors_at_once<Format, Columns>;
+  constexpr index_t block = lanes * (Columns == 8 ? columns_of_smaller_run<8> : Columns);
   for (int row = 0; row < num_rows; ++row, rows += padded_dim, ordered += padded_dim) {
-    index_t d = 0;
-    for (; d + run * lanes <= padded_dim; d += run * lanes) {
+    const index_t in_blocks = padded_dim / block * block;
+    for (index_t d = 0; d < in_blocks; d += run * lanes) {
       vector_of<Real> numbers[run];
       load_in_order_of_runs<run>(rows + d, numbers);
       for (int v = 0; v < run; ++v) store(ordered + d + v * lanes, numbers[v]);
     }
-    for (; d < padded_dim; d += lanes) store(ordered + d, load(rows + d));
+    for (index_t d = in_blocks; d < padded_dim; d += lanes) store(ordered + d, load(rows + d));
   }
 }
 

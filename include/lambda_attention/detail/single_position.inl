@@ -46,15 +46,26 @@ LAMBDA_ATTENTION_INLINE void fetch_ahead(const unsigned char* source, index_t by
 // Vectors of queries, or of sums, that stay in registers: so many of each head.
 template <int Heads>
 inline constexpr int columns_for = Heads == 1 ? 8 : (vector_bytes == 64 ? 16 : 8) / Heads;
+template <int Columns>
+inline constexpr int columns_of_smaller_run = Columns == 8 ? 4 : 1;
 
 #include <lambda_attention/detail/row_products.inl>
+
+// The narrowest vectors compute for so long on a row that reading it once a head costs nothing beside it; kernels of several
+// heads would only cost the time to compile them.
+inline constexpr bool one_head_at_a_time = vector_bytes == 16;
 
 template <row_format Format, class Real>
 void score_rows_in(const Real* queries, int heads, index_t padded_dim, const stored_rows& rows, Real* scores,
                    index_t score_stride) {
-  if (heads == 1) score_rows_of<Format, 1>(queries, padded_dim, rows, scores, score_stride);
-  if (heads == 2) score_rows_of<Format, 2>(queries, padded_dim, rows, scores, score_stride);
-  if (heads == 4) score_rows_of<Format, 4>(queries, padded_dim, rows, scores, score_stride);
+  if constexpr (one_head_at_a_time) {
+    for (int h = 0; h < heads; ++h)
+      score_rows_of<Format, 1>(queries + h * padded_dim, padded_dim, rows, scores + h * score_stride, score_stride);
+  } else {
+    if (heads == 1) score_rows_of<Format, 1>(queries, padded_dim, rows, scores, score_stride);
+    if (heads == 2) score_rows_of<Format, 2>(queries, padded_dim, rows, scores, score_stride);
+    if (heads == 4) score_rows_of<Format, 4>(queries, padded_dim, rows, scores, score_stride);
+  }
 }
 
 template <class Real>
@@ -168,9 +179,14 @@ void add_values_of(const Real* weights, index_t weight_stride, index_t padded_di
 template <row_format Format, class Real>
 void add_values_in(const Real* weights, index_t weight_stride, int heads, index_t padded_dim, const stored_rows& rows,
                    Real* output) {
-  if (heads == 1) add_values_of<Format, 1>(weights, weight_stride, padded_dim, rows, output);
-  if (heads == 2) add_values_of<Format, 2>(weights, weight_stride, padded_dim, rows, output);
-  if (heads == 4) add_values_of<Format, 4>(weights, weight_stride, padded_dim, rows, output);
+  if constexpr (one_head_at_a_time) {
+    for (int h = 0; h < heads; ++h)
+      add_values_of<Format, 1>(weights + h * weight_stride, weight_stride, padded_dim, rows, output + h * padded_dim);
+  } else {
+    if (heads == 1) add_values_of<Format, 1>(weights, weight_stride, padded_dim, rows, output);
+    if (heads == 2) add_values_of<Format, 2>(weights, weight_stride, padded_dim, rows, output);
+    if (heads == 4) add_values_of<Format, 4>(weights, weight_stride, padded_dim, rows, output);
+  }
 }
 
 template <class Real>

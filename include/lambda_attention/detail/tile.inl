@@ -232,8 +232,9 @@ template <int Vectors>
 inline constexpr int rows_per_block = vector_bytes == 64 ? (Vectors == 3 ? 4 : 16 / Vectors)
                                       : Vectors == 2     ? 6
                                                          : 8;
+// Few sizes, for each of them is compiled for every ISA. Where words hold two numbers, a pair needs a block of its own.
 template <int Rows>
-inline constexpr int rows_of_smaller_block = Rows == 6 ? 4 : Rows / 2;
+inline constexpr int rows_of_smaller_block = Rows >= 6 ? (Rows == 16 ? 4 : 2) : Rows > numbers_per_word ? numbers_per_word : 1;
 
 // Blocks of `Rows` rows, and of fewer for the rest.
 template <int Rows, int Vectors, class Real>
