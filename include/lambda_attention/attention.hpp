@@ -28,6 +28,15 @@ template <class... T>
 using compute_type_of =
     std::conditional_t<((element_traits<std::remove_const_t<T>>::kind == element_kind::f64) || ...), double, float>;
 
+// For keys and values of these element types; null where they are not taken in pairs.
+template <class Real, class K, class V>
+const pair_kernels<Real>* pairs_of(isa_level isa) {
+  constexpr auto kind_of_k = element_traits<std::remove_const_t<K>>::kind;
+  constexpr auto kind_of_v = element_traits<std::remove_const_t<V>>::kind;
+  if constexpr (kind_of_k == element_kind::bf16 && kind_of_v == element_kind::bf16) return pair_kernels_for<Real>(isa);
+  return nullptr;
+}
+
 template <class Real, class Executor>
 void run_one(const attention_job<Real>& job, const attention_options& options, Executor&& executor) {
   workspace own;
@@ -70,9 +79,9 @@ void attend(const tensor_view<Q>& q, const tensor_view<K>& k, const tensor_view<
   static_assert(!std::is_const_v<Out>,
                 "lambda_attention: attend(): `out` must be a view of elements that are not const");
   using real = detail::compute_type_of<Q, K, V, Out>;
-  const detail::attention_job<real> job =
-      detail::checked_sequence_job<real>(detail::erase(q), detail::erase(k), detail::erase(v), detail::erase(out),
-                                         shape, detail::limits_of(position), options);
+  const detail::attention_job<real> job = detail::checked_sequence_job<real>(
+      detail::erase(q), detail::erase(k), detail::erase(v), detail::erase(out), shape, detail::limits_of(position),
+      options, detail::pairs_of<real, K, V>(options.isa));
   detail::run_one(job, options, executor);
 }
 

@@ -406,7 +406,7 @@ struct stored_position {
 // The errors of one call, which writes nothing behind its scores.
 void add_errors(const stored_position& p, isa_level isa, error_sum& of_scores, error_sum& of_output) {
   constexpr float canary = 42;
-  const detail::kernel_table<float>& table = detail::kernels_for<float>(isa);
+  const detail::position_kernels<float>& table = detail::position_kernels_for<float>(isa);
   detail::buffer<float> scores(p.heads * p.stride()), output(p.heads * p.padded_dim);
   for (index_t i = 0; i < scores.size(); ++i) scores[i] = canary;
   table.score_rows(p.queries.data(), p.heads, p.padded_dim, p.rows(), scores.data(), p.stride());
@@ -453,7 +453,7 @@ TEST(kernels_of_float, multiply_bytes_by_what_is_no_number) {
       const bool finite = odd < infinity;
       for (const isa_level isa : isa_levels()) {
         SCOPED_TRACE(std::to_string(odd) + " at " + std::to_string(place) + ", " + name_of(isa));
-        const detail::kernel_table<float>& table = detail::kernels_for<float>(isa);
+        const detail::position_kernels<float>& table = detail::position_kernels_for<float>(isa);
         detail::buffer<float> scores(2 * p.stride()), output(2 * p.padded_dim);
         table.score_rows(p.queries.data(), 2, p.padded_dim, p.rows(), scores.data(), p.stride());
         table.add_values(p.weights.data(), p.stride(), 2, p.padded_dim, p.rows(), output.data());

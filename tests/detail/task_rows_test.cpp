@@ -55,7 +55,7 @@ struct sequence {
     for (row_treatment& each : job.rows.treatment) each = treatment;
     for (auto& keys : job.rows.keys) keys = store;
     job.rows.sink_values = job.rows.window_values = store;
-    la::detail::choose_pairs(job, la::isa_level::automatic);
+    la::detail::choose_pairs(job, la::detail::pair_kernels_for<float>(la::isa_level::automatic));
   }
 
   // Row `key` of `head` as a kernel should find it among those of a kind.
@@ -172,7 +172,7 @@ TEST(TaskRows, SinksMayBeFloatsWhereTheWindowIsOfPairs) {
         la::detail::store_of<float>(la::detail::erase(la::token_major(sinks.data(), tokens, heads, dim)));
     s.job.rows.keys[static_cast<int>(key_kind::sinks_near)] = s.job.rows.keys[static_cast<int>(key_kind::sinks_far)] =
         s.job.rows.sink_values = store;
-    la::detail::choose_pairs(s.job, la::isa_level::automatic);
+    la::detail::choose_pairs(s.job, la::detail::pair_kernels_for<float>(la::isa_level::automatic));
     EXPECT_FALSE(s.job.in_pairs(key_kind::sinks_far));
     EXPECT_EQ(s.job.in_pairs(key_kind::window_near), la::isa() == la::isa_level::avx512_bf16);
     check_all_chunks(s, 0);

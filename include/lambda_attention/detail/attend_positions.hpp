@@ -57,7 +57,8 @@ class position_driver {
       for_each_segment(bands.band[b], tile, 1,
                        [&](const key_segment& segment) { column += score(query, segment, column); });
     Real sum[most_heads_by_position], max[most_heads_by_position];
-    const auto softmax = job_.window_in_pairs && heads_ > 1 ? kernels_.softmax_in_pairs : kernels_.softmax;
+    const auto softmax =
+        job_.window_in_pairs && heads_ > 1 ? job_.one_position->softmax_in_pairs : job_.one_position->softmax;
     for (index_t h = 0; h < heads_; ++h) max[h] = softmax(scratch_.scores + h * score_stride_, num_keys, &sum[h]);
 
     for (index_t i = 0; i < heads_ * padded_v_dim_; ++i) scratch_.output[i] = 0;
@@ -138,13 +139,14 @@ class position_driver {
       const stored_rows run = rows_from(segment.kind, key, segment.num_keys - done);
       Real* const scores = scratch_.scores + column + done;
       for_each_pass(run, [&](const stored_rows& rows, index_t rows_done, index_t head, int heads) {
-        kernels_.score_rows(queries + head * padded_dim_, heads, padded_dim_, rows,
-                            scores + head * score_stride_ + rows_done, score_stride_);
+        job_.one_position->score_rows(queries + head * padded_dim_, heads, padded_dim_, rows,
+                                      scores + head * score_stride_ + rows_done, score_stride_);
       });
       const bias_distance bias = bias_distance_of(job_.plan, segment.kind, query, key);
       for (index_t h = 0; h < heads_; ++h)
-        kernels_.adjust_scores(scores + h * score_stride_, run.num_keys, job_.soft_cap, slope_of(job_, first_head_ + h),
-                               bias_row_of(job_, first_head_ + h), num_biases_of(job_), bias.distance, bias.key_step);
+        job_.one_position->adjust_scores(scores + h * score_stride_, run.num_keys, job_.soft_cap,
+                                         slope_of(job_, first_head_ + h), bias_row_of(job_, first_head_ + h),
+                                         num_biases_of(job_), bias.distance, bias.key_step);
       done += run.num_keys;
     }
     return segment.num_keys;
@@ -155,8 +157,8 @@ class position_driver {
       const stored_rows run = rows_from(segment.kind, segment.first_key + done, segment.num_keys - done);
       const Real* const weights = scratch_.scores + column + done;
       for_each_pass(run, [&](const stored_rows& rows, index_t rows_done, index_t head, int heads) {
-        kernels_.add_values(weights + head * score_stride_ + rows_done, score_stride_, heads, padded_v_dim_, rows,
-                            scratch_.output + head * padded_v_dim_);
+        job_.one_position->add_values(weights + head * score_stride_ + rows_done, score_stride_, heads, padded_v_dim_,
+                                      rows, scratch_.output + head * padded_v_dim_);
       });
       done += run.num_keys;
     }

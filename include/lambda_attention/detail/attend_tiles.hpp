@@ -110,7 +110,7 @@ class tile_driver {
         }
         if (dim % 2 != 0) turned[dim] = 0;
       }
-      const auto pack_rows = job_.in_pairs(kind) ? kernels_.pack_pairs : kernels_.pack;
+      const auto pack_rows = job_.in_pairs(kind) ? job_.pairs->pack : kernels_.pack;
       pack_rows(scratch_.rows, stride, dim, job_.scale, panel_for(kind) + lane_of(column, h), tile_.width);
     }
   }
@@ -152,7 +152,7 @@ class tile_driver {
       run.lane_step = bias.lane_step;
       run.key_step = bias.key_step;
       run.first_is_odd = key % 2 != 0;
-      (job_.in_pairs(segment.kind) ? kernels_.add_pair_keys : kernels_.add_keys)(tile_, run);
+      (job_.in_pairs(segment.kind) ? job_.pairs->add_keys : kernels_.add_keys)(tile_, run);
     }
   }
 

@@ -23,11 +23,16 @@ struct storage_functions {
   index_t (*row_bytes)(index_t dim);
   float (*encode)(const Real* row, index_t dim, void* stored);
   void (*decode)(const void* stored, float scale, index_t dim, Real* row);
+  const pair_kernels<Real>* (*pairs)(isa_level isa);  // null where rows are not pairs
 };
 
 template <class Storage>
 storage_functions<typename Storage::compute_type> functions_of() {
-  return {Storage::format, [](index_t dim) { return Storage::row_bytes(dim); }, Storage::encode, Storage::decode};
+  using real = typename Storage::compute_type;
+  const pair_kernels<real>* (*pairs)(isa_level) = nullptr;
+  if constexpr (Storage::format == row_format::bf16) pairs = pair_kernels_for<real>;
+  return {Storage::format, [](index_t dim) { return Storage::row_bytes(dim); }, Storage::encode, Storage::decode,
+          pairs};
 }
 
 // The newest `capacity` rows of each head: token t in slot t % capacity.
@@ -47,6 +52,9 @@ class row_ring {
         scales_(has_scales() ? num_heads * num_rows : 0) {}
 
   index_t capacity() const { return capacity_; }
+  const pair_kernels<Real>* pairs(isa_level isa) const {
+    return storage_.pairs == nullptr ? nullptr : storage_.pairs(isa);
+  }
   index_t bytes() const { return static_cast<index_t>(rows_.bytes() + scales_.bytes()); }
 
   void write(const kernel_table<Real>& kernels, index_t head, index_t token, const Real* row) {
@@ -118,6 +126,8 @@ class cache_core {
         sink_values_(sinks, g.num_kv_heads, g.plan.shape.num_sinks, g.v_head_dim) {}
 
   const geometry& shape() const { return geometry_; }
+  // Kernels for what the rings hold; null where that is not taken in pairs.
+  const pair_kernels<Real>* pairs(isa_level isa) const { return window_near_.pairs(isa); }
   index_t num_tokens() const { return num_tokens_; }
 
   // Counts in tokens that write() was given.

@@ -146,24 +146,25 @@ attention_job<Real> job_of(const tensor& q, const tensor& out, const attention_o
   return job;
 }
 
-// Keys and values that are bfloat16s are taken in pairs, where the kernels multiply such. A cache has sinks of other numbers.
+// Keys and values that are bfloat16s are taken in pairs, where there are kernels that multiply such. A cache has sinks of other numbers.
 template <class Real>
-void choose_pairs(attention_job<Real>& job, isa_level level) {
-  const bool multiplied = kernels_for<Real>(level).add_pair_keys != nullptr;
+void choose_pairs(attention_job<Real>& job, const pair_kernels<Real>* pairs) {
   const auto bfloat16s = [&](key_kind near, key_kind far, const row_store<Real>& values) {
     const row_store<Real>* const keys = job.rows.keys;
     return keys[static_cast<int>(near)].format == row_format::bf16 &&
            keys[static_cast<int>(far)].format == row_format::bf16 && values.format == row_format::bf16;
   };
-  job.sinks_in_pairs = multiplied && bfloat16s(key_kind::sinks_near, key_kind::sinks_far, job.rows.sink_values);
-  job.window_in_pairs = multiplied && bfloat16s(key_kind::window_near, key_kind::window_far, job.rows.window_values);
+  job.pairs = pairs;
+  job.sinks_in_pairs = pairs != nullptr && bfloat16s(key_kind::sinks_near, key_kind::sinks_far, job.rows.sink_values);
+  job.window_in_pairs =
+      pairs != nullptr && bfloat16s(key_kind::window_near, key_kind::window_far, job.rows.window_values);
 }
 
 // A whole sequence: rows are turned as they are read.
 template <class Real>
 attention_job<Real> checked_sequence_job(const tensor& q, const tensor& k, const tensor& v, const tensor& out,
                                          const lambda_shape& shape, const encoding_limits& limits,
-                                         const attention_options& options) {
+                                         const attention_options& options, const pair_kernels<Real>* pairs) {
   const position_data& encoding = limits.data;
   check_shape(shape, "attend");
   check_keys(k, v, "attend");
@@ -189,7 +190,7 @@ attention_job<Real> checked_sequence_job(const tensor& q, const tensor& k, const
   treatment[static_cast<int>(key_kind::window_far)] = at_zero;
   treatment[static_cast<int>(key_kind::sinks_far)] = job.plan.slots() ? near : at_zero;
   job.rows.sink_values = job.rows.window_values = store_of<Real>(v);
-  choose_pairs(job, options.isa);
+  choose_pairs(job, pairs);
   return job;
 }
 
@@ -204,7 +205,8 @@ attention_job<Real> stream_job(const tensor& q, const tensor& out, const cache_c
   job.plan = cache.shape().plan;
   job.encoding = encoding;
   job.rows = cache.rows();
-  choose_pairs(job, options.isa);
+  job.one_position = &position_kernels_for<Real>(options.isa);
+  choose_pairs(job, cache.pairs(options.isa));
   return job;
 }
 

@@ -40,9 +40,11 @@ struct attention_job {
   position_data encoding;
   key_value_rows<Real> rows;
   const float* sink_logits;
-  Real scale;     // of scores, log2(e) included
-  Real soft_cap;  // log2(e) included
-  // Whether tiles take keys and values as pairs of bfloat16s, and round queries and weights to them.
+  Real scale;                                  // of scores, log2(e) included
+  Real soft_cap;                               // log2(e) included
+  const position_kernels<Real>* one_position;  // of streams
+  const pair_kernels<Real>* pairs;             // null where none are taken
+  // Whether keys and values are taken as pairs of bfloat16s, and queries and weights rounded to them.
   bool sinks_in_pairs;
   bool window_in_pairs;
 

@@ -11,23 +11,23 @@
 
 #include <lambda_attention/detail/single_position.inl>
 
-template <class Real>
-constexpr kernel_table<Real> table_of_kernels() {
-  return {
-      vectors<Real>::lanes, tile_vectors,  begin_tile<Real>, add_keys<Real>,   pack<Real>,
-      unpack<Real>,         nullptr,       nullptr,          nullptr,          nullptr,
-      cos_sin<Real>,        rotate<Real>,  read_row<Real>,   write_row<Real>,  score_rows<Real>,
-      adjust_scores<Real>,  softmax<Real>, nullptr,          add_values<Real>,
-  };
-}
-
-// Not an inline function, so that `extern template` keeps a unit from compiling the kernels: see kernels_elsewhere.hpp.
+// Not inline functions, so that `extern template` keeps a unit from compiling the kernels: see kernels_elsewhere.hpp.
 template <class Real>
 struct kernels {
   static const kernel_table<Real>& table();
+  static const position_kernels<Real>& one_position();
 };
 template <class Real>
 const kernel_table<Real>& kernels<Real>::table() {
-  static constexpr kernel_table<Real> functions = table_of_kernels<Real>();
+  static constexpr kernel_table<Real> functions = {
+      vectors<Real>::lanes, tile_vectors,  begin_tile<Real>, add_keys<Real>, pack<Real>,
+      unpack<Real>,         cos_sin<Real>, rotate<Real>,     read_row<Real>, write_row<Real>,
+  };
+  return functions;
+}
+template <class Real>
+const position_kernels<Real>& kernels<Real>::one_position() {
+  static constexpr position_kernels<Real> functions = {score_rows<Real>, adjust_scores<Real>, softmax<Real>, nullptr,
+                                                       add_values<Real>};
   return functions;
 }

@@ -10,20 +10,17 @@
 
 template <class Real>
 struct kernels {
-  static const kernel_table<Real>& table();
+  static const pair_kernels<Real>& table();
+  static const position_kernels<Real>& one_position();
 };
 template <class Real>
-const kernel_table<Real>& kernels<Real>::table() {
-  static constexpr kernel_table<Real> functions = [] {
-    kernel_table<Real> with_pairs = table_of_kernels<Real>();
-    with_pairs.add_pair_keys = add_keys<Real>;
-    with_pairs.pack_pairs = pack<Real>;
-    with_pairs.write_pairs = write_pairs;
-    with_pairs.join_values = join_values;
-    with_pairs.softmax_in_pairs = softmax<Real>;
-    with_pairs.score_rows = score_rows;
-    with_pairs.add_values = add_values;
-    return with_pairs;
-  }();
+const pair_kernels<Real>& kernels<Real>::table() {
+  static constexpr pair_kernels<Real> functions = {add_keys<Real>, pack<Real>, write_pairs, join_values};
+  return functions;
+}
+template <class Real>
+const position_kernels<Real>& kernels<Real>::one_position() {
+  static constexpr position_kernels<Real> functions = {score_rows, avx512::adjust_scores<Real>, avx512::softmax<Real>,
+                                                       softmax<Real>, add_values};
   return functions;
 }

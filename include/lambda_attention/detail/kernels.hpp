@@ -107,6 +107,7 @@ struct stored_rows {
   index_t num_keys;
 };
 
+// The kernels are in three tables, for a unit compiles those of the tables that it asks for: most of the time is theirs.
 template <class Real>
 struct kernel_table {
   index_t lanes;
@@ -119,21 +120,27 @@ struct kernel_table {
   void (*pack)(const Real* rows, index_t row_stride, index_t dim, Real scale, Real* panel, index_t width);
   void (*unpack)(const Real* panel, index_t width, const Real* scale, index_t dim, Real* rows, index_t row_stride);
 
-  // The same in pairs of bfloat16s, two in a word; null where the ISA does not multiply them. write_pairs makes a row of
-  // keys; keys 2i and 2i + 1 share a row of values, to which join_values brings each. Where dim is odd, a zero follows the
-  // numbers of a row; up to 32 numbers are read at a time.
-  void (*add_pair_keys)(tile_state<Real>& tile, const tile_keys<Real>& keys);
-  void (*pack_pairs)(const Real* rows, index_t row_stride, index_t dim, Real scale, Real* panel, index_t width);
-  void (*write_pairs)(const Real* row, index_t dim, Real* words);
-  void (*join_values)(const unsigned char* row, index_t dim, bool odd, Real* words);
-
   // Rows.
   void (*cos_sin)(const rotation_data& rotation, std::uint64_t first, index_t count, Real* angles);
   void (*rotate)(const rotation_data& rotation, const Real* angles, index_t dim, const Real* row, Real* rotated);
   void (*read_row)(row_format format, const void* source, index_t count, Real scale, Real* row);
   // Returns the scale, 1 in formats that have none.
   float (*write_row)(row_format format, const Real* row, index_t count, void* destination);
+};
 
+// Tiles whose keys and values are pairs of bfloat16s, two in a word: write_keys makes a row of keys; keys 2i and 2i + 1 share
+// a row of values, to which join_values brings each. Where dim is odd, a zero follows the numbers of a row; up to 32 numbers
+// are read at a time.
+template <class Real>
+struct pair_kernels {
+  void (*add_keys)(tile_state<Real>& tile, const tile_keys<Real>& keys);
+  void (*pack)(const Real* rows, index_t row_stride, index_t dim, Real scale, Real* panel, index_t width);
+  void (*write_keys)(const Real* row, index_t dim, Real* words);
+  void (*join_values)(const unsigned char* row, index_t dim, bool odd, Real* words);
+};
+
+template <class Real>
+struct position_kernels {
   // One position, `heads` = 1, 2 or 4 query heads. `queries` are rows of `padded_dim`; scores are [heads][score_stride].
   void (*score_rows)(const Real* queries, int heads, index_t padded_dim, const stored_rows& rows, Real* scores,
                      index_t score_stride);
@@ -228,15 +235,39 @@ template <class Real>
 const kernel_table<Real>& kernels_for(isa_level level) {
 #if defined(__x86_64__)
   if (level == isa_level::automatic) level = isa();
-  if constexpr (sizeof(Real) == sizeof(float)) {
-    if (level == isa_level::avx512_bf16) return avx512::pairs::kernels<Real>::table();
-  }
   if (level >= isa_level::avx512) return avx512::kernels<Real>::table();
   if (level == isa_level::avx2) return avx2::kernels<Real>::table();
 #else
   static_cast<void>(level);
 #endif
   return baseline::kernels<Real>::table();
+}
+template <class Real>
+const position_kernels<Real>& position_kernels_for(isa_level level) {
+#if defined(__x86_64__)
+  if (level == isa_level::automatic) level = isa();
+  if constexpr (sizeof(Real) == sizeof(float)) {
+    if (level == isa_level::avx512_bf16) return avx512::pairs::kernels<Real>::one_position();
+  }
+  if (level >= isa_level::avx512) return avx512::kernels<Real>::one_position();
+  if (level == isa_level::avx2) return avx2::kernels<Real>::one_position();
+#else
+  static_cast<void>(level);
+#endif
+  return baseline::kernels<Real>::one_position();
+}
+// Null where the ISA does not multiply pairs.
+template <class Real>
+const pair_kernels<Real>* pair_kernels_for(isa_level level) {
+#if defined(__x86_64__)
+  if (level == isa_level::automatic) level = isa();
+  if constexpr (sizeof(Real) == sizeof(float)) {
+    if (level == isa_level::avx512_bf16) return &avx512::pairs::kernels<Real>::table();
+  }
+#else
+  static_cast<void>(level);
+#endif
+  return nullptr;
 }
 
 }  // namespace detail

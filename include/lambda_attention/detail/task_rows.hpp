@@ -136,7 +136,7 @@ class task_rows {
         turn_key(store, treatment, source, scale, j - first, turned);
         if (job_.in_pairs(kind)) {
           if (store.dim % 2 != 0) turned[store.dim] = 0;
-          kernels_.write_pairs(turned, store.dim, copy);
+          job_.pairs->write_keys(turned, store.dim, copy);
         } else {
           end_in_zeros(store.dim, window.stride, copy);
         }
@@ -162,7 +162,7 @@ class task_rows {
     const index_t first = max(held.last, seen.first);
     for_each_row(window, store, first, seen.last, [&](index_t j, const unsigned char* source, float scale, Real* copy) {
       if (window.shared_by_two) {
-        kernels_.join_values(source, store.dim, j % 2 != 0, copy);
+        job_.pairs->join_values(source, store.dim, j % 2 != 0, copy);
       } else {
         store.read(kernels_, source, scale, copy);
         end_in_zeros(store.dim, window.stride, copy);
