@@ -44,12 +44,12 @@ void change_inputs(const input_change& change, index_t head_dim, index_t num_kv_
                    std::vector<T>& k) {
   const std::size_t dim = static_cast<std::size_t>(head_dim), heads = static_cast<std::size_t>(num_kv_heads);
   if (change.logit_sigma != 1)
-    for (T& x : q) x = static_cast<T>(static_cast<double>(x) * change.logit_sigma);
+    for (T& x : q) x = static_cast<T>(static_cast<float>(x) * static_cast<float>(change.logit_sigma));
   if (change.ascent == 0) return;
-  for (std::size_t i = dim - 1; i < q.size(); i += dim) q[i] = static_cast<T>(1);
+  for (std::size_t i = dim - 1; i < q.size(); i += dim) q[i] = static_cast<T>(1.0f);
   const double step = change.ascent * std::sqrt(static_cast<double>(head_dim));
   for (std::size_t i = dim - 1; i < k.size(); i += dim)
-    k[i] = static_cast<T>(step * static_cast<double>(i / (dim * heads)));
+    k[i] = static_cast<T>(static_cast<float>(step * static_cast<double>(i / (dim * heads))));
 }
 
 template <class T>

@@ -5,6 +5,10 @@
 // 2^40 * n, far inside the range of a float.
 inline constexpr int lazy_rescale = 40;
 
+// Where logits ascend, as with ALiBi, maxima are replaced again and again. So a maximum that is replaced goes this much
+// above the scores, the first excepted, and takes along what lanes beside it are this near to their own limit.
+inline constexpr int rescale_margin = 30;
+
 template <class Real>
 void begin_tile(tile_state<Real>& tile) {
   constexpr int lanes = vectors<Real>::lanes;
@@ -70,8 +74,7 @@ __attribute__((noinline)) void adjust_block(const tile_state<Real>& tile, const 
 }
 
 // Scores of `Keys` keys exceed their lanes' running maxima: raises those maxima, and rescales what was summed under the
-// old ones. A maximum is a whole number, so the scale is a power of two and rescaling rounds nothing; a lane that does not
-// exceed its maximum is left as it is, bit for bit.
+// old ones. A maximum is a whole number, so the scale is a power of two and rescaling rounds nothing.
 //
 // `scores` holds the weights 2^(score - max) of `done` keys of this block, and then `num_keys` rows of scores.
 template <class Real>
@@ -82,14 +85,16 @@ __attribute__((noinline, cold)) void raise_maxima(tile_state<Real>& tile, const 
     const vector_of<Real> old_max = load(tile.running_max + v * lanes);
     vector_of<Real> most = old_max;
     for (index_t k = done; k < done + num_keys; ++k) most = maximum(load(scores + k * tile.width + v * lanes), most);
-    const mask_of<Real> exceeds = most > old_max + Real(lazy_rescale);
-    if (!any(exceeds)) continue;
+    if (!any(most > old_max + Real(lazy_rescale))) continue;
+    const mask_of<Real> raised = most > old_max + Real(lazy_rescale - rescale_margin);
+    const vector_of<Real> margin =
+        old_max > Real(first_running_max) ? broadcast(Real(rescale_margin)) : broadcast(Real(0));
     // Numbers too large for the conversion are whole already.
     const mask_of<Real> huge = (most > Real(0x1p30)) | (most < Real(-0x1p30));
     const mask_of<Real> truncated = __builtin_convertvector(huge ? broadcast(Real(0)) : most, mask_of<Real>);
     const vector_of<Real> whole = huge ? most : __builtin_convertvector(truncated, vector_of<Real>);
-    const vector_of<Real> new_max = exceeds ? whole : old_max;
-    const vector_of<Real> scale = exceeds ? exp2_of_whole<Real>(old_max - new_max) : broadcast(Real(1));
+    const vector_of<Real> new_max = raised ? whole + margin : old_max;
+    const vector_of<Real> scale = raised ? exp2_of_whole<Real>(old_max - new_max) : broadcast(Real(1));
     store(tile.running_max + v * lanes, new_max);
     store(tile.sum + v * lanes, load(tile.sum + v * lanes) * scale);
     for (index_t row = 0; row < done / numbers_per_word; ++row)
@@ -234,7 +239,9 @@ inline constexpr int rows_per_block = vector_bytes == 64 ? (Vectors == 3 ? 4 : 1
                                                          : 8;
 // Few sizes, for each of them is compiled for every ISA. Where words hold two numbers, a pair needs a block of its own.
 template <int Rows>
-inline constexpr int rows_of_smaller_block = Rows >= 6 ? (Rows == 16 ? 4 : 2) : Rows > numbers_per_word ? numbers_per_word : 1;
+inline constexpr int rows_of_smaller_block = Rows >= 6                 ? (Rows == 16 ? 4 : 2)
+                                             : Rows > numbers_per_word ? numbers_per_word
+                                                                       : 1;
 
 // Blocks of `Rows` rows, and of fewer for the rest.
 template <int Rows, int Vectors, class Real>
