@@ -85,7 +85,8 @@ __attribute__((noinline, cold)) void raise_maxima(tile_state<Real>& tile, const 
     const vector_of<Real> old_max = load(tile.running_max + v * lanes);
     vector_of<Real> most = old_max;
     for (index_t k = done; k < done + num_keys; ++k) most = maximum(load(scores + k * tile.width + v * lanes), most);
-    if (!any(most > old_max + Real(lazy_rescale))) continue;
+    const mask_of<Real> exceeds = most > old_max + Real(lazy_rescale);
+    if (!any(exceeds)) continue;
     const mask_of<Real> raised = most > old_max + Real(lazy_rescale - rescale_margin);
     const vector_of<Real> margin =
         old_max > Real(first_running_max) ? broadcast(Real(rescale_margin)) : broadcast(Real(0));
