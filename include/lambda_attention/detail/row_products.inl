@@ -46,7 +46,8 @@ LAMBDA_ATTENTION_INLINE void multiply_rows(const Real* queries, index_t padded_d
   for (; d + width <= padded_dim; d += width)
     multiply_columns<Format, Heads, Columns>(queries, padded_dim, key, row_bytes, count, d, products);
   if constexpr (Columns > 1)
-    multiply_rows<Format, Heads, columns_of_smaller_run<Columns>>(queries, padded_dim, key, row_bytes, count, d, products);
+    multiply_rows<Format, Heads, columns_of_smaller_run<Columns>>(queries, padded_dim, key, row_bytes, count, d,
+                                                                  products);
 }
 
 // Rows of numbers, ordered as runs are where blocks of several columns take them.

@@ -162,7 +162,7 @@ LAMBDA_ATTENTION_INLINE void add_woven_bytes(const whole_numbers (&upper)[4], co
   // Block b of vector v is block v of vector b in order.
   floats even[2], odd[2];
   LAMBDA_ATTENTION_UNROLL
-  for (int i = 0; i < 2; ++i) {
+  for (index_t i = 0; i < 2; ++i) {
     even[i] = every_other_unit<block, lanes, 0>(woven[2 * i], woven[2 * i + 1], lanes_of<floats>{});
     odd[i] = every_other_unit<block, lanes, 1>(woven[2 * i], woven[2 * i + 1], lanes_of<floats>{});
   }
