@@ -24,7 +24,7 @@ void add(const char* name, Change&& change) {
 int main(int argc, char** argv) {
   add("common", [](prefill_setting&) {});
   add("logits_of_sigma_40", [](auto& given) { given.inputs.logit_sigma = 40; });
-  // Each lane's maximum is replaced every 28 keys.
+  // Maxima are replaced every 49 keys: 70 / log2(e).
   add("ascending_logits", [](auto& given) { given.inputs.ascent = 1; });
   for (const index_t window : {128, 256}) add("narrow_window", [&](auto& given) { given.window = window; });
   for (const index_t head_dim : {80, 40}) add("odd_head_dim", [&](auto& given) { given.head_dim = head_dim; });

@@ -28,12 +28,12 @@ template <class... T>
 using compute_type_of =
     std::conditional_t<((element_traits<std::remove_const_t<T>>::kind == element_kind::f64) || ...), double, float>;
 
-// For keys and values of these element types; null where they are not taken in pairs.
+// Where kernels for keys and values of these element types come from; null where they are not taken in pairs.
 template <class Real, class K, class V>
-const pair_kernels<Real>* pairs_of(isa_level isa) {
+constexpr auto pairs_of() -> const pair_kernels<Real>* (*)(isa_level) {
   constexpr auto kind_of_k = element_traits<std::remove_const_t<K>>::kind;
   constexpr auto kind_of_v = element_traits<std::remove_const_t<V>>::kind;
-  if constexpr (kind_of_k == element_kind::bf16 && kind_of_v == element_kind::bf16) return pair_kernels_for<Real>(isa);
+  if constexpr (kind_of_k == element_kind::bf16 && kind_of_v == element_kind::bf16) return pair_kernels_for<Real>;
   return nullptr;
 }
 
@@ -79,9 +79,9 @@ void attend(const tensor_view<Q>& q, const tensor_view<K>& k, const tensor_view<
   static_assert(!std::is_const_v<Out>,
                 "lambda_attention: attend(): `out` must be a view of elements that are not const");
   using real = detail::compute_type_of<Q, K, V, Out>;
-  const detail::attention_job<real> job = detail::checked_sequence_job<real>(
-      detail::erase(q), detail::erase(k), detail::erase(v), detail::erase(out), shape, detail::limits_of(position),
-      options, detail::pairs_of<real, K, V>(options.isa));
+  const detail::attention_job<real> job =
+      detail::checked_sequence_job<real>(detail::erase(q), detail::erase(k), detail::erase(v), detail::erase(out),
+                                         shape, detail::limits_of(position), options, detail::pairs_of<real, K, V>());
   detail::run_one(job, options, executor);
 }
 
@@ -149,7 +149,8 @@ void attend(const stream_step<Q, K, V, Storage, Position, Out>* streams, index_t
 ///
 /// q [n, heads, head_dim], k [n, kv_heads, head_dim], v [n, kv_heads, v_head_dim], out [n, heads, v_head_dim], before any
 /// rotation; element types and layouts as for a whole sequence. Every query reads keys and values as the cache stores
-/// them, its own included.
+/// them, its own included. Where several heads read the rows of one KV head, bf16 and int8 rows may be multiplied as they are
+/// (isa_level::avx512_bf16): queries and weights are then rounded too, in bf16 to bfloat16, in int8 far less than the rows.
 ///
 /// Errors: as for a whole sequence; a refused call leaves cache and out as they were.
 /// Law: any split of a stream into calls gives the same rows, within rounding, whatever the ring has overwritten.

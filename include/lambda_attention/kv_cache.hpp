@@ -36,6 +36,10 @@ class kv_cache {
   using compute_type = typename Storage::compute_type;
   static_assert(std::is_same_v<compute_type, float> || std::is_same_v<compute_type, double>,
                 "lambda_attention: Storage::compute_type must be float or double");
+  static_assert(
+      Storage::format == row_format::custom ||
+          (Storage::format == row_format::f64) == std::is_same_v<compute_type, double>,
+      "lambda_attention: Storage::format must be custom, or f64 with compute_type double, or another with float");
   static_assert(std::is_base_of_v<position_encoding, Position>,
                 "lambda_attention: a position encoding derives from position_encoding, see position.hpp");
 

@@ -12,7 +12,7 @@ enum class row_format { f32, f64, f16, bf16, int8, custom };
 // A storage is a type with
 //
 //     using compute_type = float;                         // or double: what the kernels compute in
-//     static constexpr row_format format = row_format::custom;
+//     static constexpr row_format format = row_format::custom;    // f64 is read as double, the others as float
 //     static constexpr index_t row_bytes(index_t dim);    // of one stored row
 //     static float encode(const compute_type* row, index_t dim, void* stored);
 //     static void decode(const void* stored, float scale, index_t dim, compute_type* row);

@@ -337,8 +337,8 @@ struct stored_position {
                                                              : 2)),
         keys(num_rows * row_bytes),
         values(num_rows * row_bytes),
-        key_scales(num_rows, 1.0f),
-        value_scales(num_rows, 1.0f),
+        key_scales(at(num_rows), 1.0f),
+        value_scales(at(num_rows), 1.0f),
         queries(heads * padded_dim),
         weights(heads * stride()),
         random(seed) {
@@ -437,6 +437,28 @@ TEST(kernels_of_float, multiply_stored_rows) {
         const double bound = arithmetic_bound<float>() + pairs_bound(format, isa, 1, 0) + bytes_bound(format, isa, 0);
         EXPECT_LE(of_scores.nmse(), bound);
         EXPECT_LE(of_output.nmse(), bound);
+      }
+    }
+  }
+}
+
+// One weight of 1, and hundreds that are too small for a whole number of its unit: where all values are alike, so is the
+// output to their sum.
+TEST(kernels_of_float, keep_the_sum_of_weights) {
+  for (const row_format format : {row_format::f32, row_format::f16, row_format::bf16, row_format::int8}) {
+    for (const int heads : {1, 2, 4}) {
+      stored_position p(format, heads, 64, 300, 14);
+      const std::vector<float> ones(64, 1.0f);
+      const detail::kernel_table<float>& table = detail::kernels_for<float>(isa_level::baseline);
+      for (index_t k = 0; k < p.num_keys; ++k)
+        p.value_scales[p.at(k)] = table.write_row(format, ones.data(), 64, &p.values[k * p.row_bytes]);
+      for (index_t i = 0; i < p.weights.size(); ++i) p.weights[i] = i % p.stride() == 0 ? 1.0f : 0x1p-17f;
+      for (const isa_level isa : isa_levels()) {
+        SCOPED_TRACE("format " + std::to_string(static_cast<int>(format)) + ", " + name_of(isa));
+        detail::buffer<float> output(heads * p.padded_dim);
+        detail::position_kernels_for<float>(isa).add_values(p.weights.data(), p.stride(), heads, p.padded_dim, p.rows(),
+                                                            output.data());
+        for (index_t i = 0; i < output.size(); ++i) ASSERT_NEAR(output[i], 1 + 299 * 0x1p-17, 2e-6) << i;
       }
     }
   }

@@ -164,7 +164,8 @@ void choose_pairs(attention_job<Real>& job, const pair_kernels<Real>* pairs) {
 template <class Real>
 attention_job<Real> checked_sequence_job(const tensor& q, const tensor& k, const tensor& v, const tensor& out,
                                          const lambda_shape& shape, const encoding_limits& limits,
-                                         const attention_options& options, const pair_kernels<Real>* pairs) {
+                                         const attention_options& options,
+                                         const pair_kernels<Real>* (*pairs)(isa_level)) {
   const position_data& encoding = limits.data;
   check_shape(shape, "attend");
   check_keys(k, v, "attend");
@@ -190,7 +191,7 @@ attention_job<Real> checked_sequence_job(const tensor& q, const tensor& k, const
   treatment[static_cast<int>(key_kind::window_far)] = at_zero;
   treatment[static_cast<int>(key_kind::sinks_far)] = job.plan.slots() ? near : at_zero;
   job.rows.sink_values = job.rows.window_values = store_of<Real>(v);
-  choose_pairs(job, pairs);
+  choose_pairs(job, pairs == nullptr ? nullptr : pairs(options.isa));
   return job;
 }
 

@@ -1,5 +1,5 @@
-// What the kernels are given and what they are, one table of functions for each instruction set and each type that they
-// compute in. The text of the kernels is in the .inl files beside this one; it is compiled once for each instruction set,
+// What the kernels are given and what they are, tables of functions for each instruction set and each type that they compute
+// in. The text of the kernels is in the .inl files beside this one; it is compiled once for each instruction set,
 // whatever the flags of the translation unit are, and the table is chosen at run time.
 #pragma once
 

@@ -1,5 +1,5 @@
 // The products of rows, as they are stored, with the queries of a few heads, a vector along the row, and their softmax. Over
-// operands, as tile.inl is. Included by single_position.inl and kernel_text_pairs.inl.
+// operands, as tile.inl is. Included by single_position.inl and single_position_pairs.inl.
 
 // The products of `count` rows with the query of each head, dims [d, d + Columns * lanes) of them: vectors of sums that are
 // still to be added up. The queries, ordered as runs are, stay in registers, and rows are read strictly in order, as the

@@ -1,5 +1,5 @@
 // Queries at a single position, 1, 2 or 4 heads of one KV head, against rows as a cache stores them: a vector along the
-// row, each row read once for all heads. Rows are padded with zeros to row_multiple. Included by kernel_text.inl.
+// row, each row read from memory once for all heads. Rows are padded with zeros to row_multiple. Included by kernel_text.inl.
 
 // A run of elements as it is quickest to widen: `Vectors` of them from one load, of lanes elements each. The bits of a
 // bfloat16 are the upper half of a float's, so that in a vector of them a mask leaves those at odd places and a shift those
@@ -51,16 +51,32 @@ inline constexpr int columns_of_smaller_run = Columns == 8 ? 4 : 1;
 
 #include <lambda_attention/detail/row_products.inl>
 
-// The narrowest vectors compute for so long on a row that reading it once a head costs nothing beside it; kernels of several
-// heads would only cost the time to compile them.
+// The narrowest vectors compute for so long on a row that loading it for each head costs nothing beside it; kernels of
+// several heads would only cost the time to compile them. A few rows go through all heads, so that memory is read once.
 inline constexpr bool one_head_at_a_time = vector_bytes == 16;
+inline constexpr index_t rows_for_all_heads = 64;
+
+// At most `most` rows from `first` on.
+LAMBDA_ATTENTION_INLINE stored_rows rows_from(const stored_rows& rows, index_t first, index_t most) {
+  stored_rows part = rows;
+  part.keys += first * rows.key_row_bytes;
+  part.values += first * rows.value_row_bytes;
+  if (rows.key_scales != nullptr) part.key_scales += first;
+  if (rows.value_scales != nullptr) part.value_scales += first;
+  part.num_keys = rows.num_keys - first < most ? rows.num_keys - first : most;
+  return part;
+}
 
 template <row_format Format, class Real>
 void score_rows_in(const Real* queries, int heads, index_t padded_dim, const stored_rows& rows, Real* scores,
                    index_t score_stride) {
   if constexpr (one_head_at_a_time) {
-    for (int h = 0; h < heads; ++h)
-      score_rows_of<Format, 1>(queries + h * padded_dim, padded_dim, rows, scores + h * score_stride, score_stride);
+    for (index_t first = 0; first < rows.num_keys; first += rows_for_all_heads) {
+      const stored_rows part = rows_from(rows, first, rows_for_all_heads);
+      for (int h = 0; h < heads; ++h)
+        score_rows_of<Format, 1>(queries + h * padded_dim, padded_dim, part, scores + h * score_stride + first,
+                                 score_stride);
+    }
   } else {
     if (heads == 1) score_rows_of<Format, 1>(queries, padded_dim, rows, scores, score_stride);
     if (heads == 2) score_rows_of<Format, 2>(queries, padded_dim, rows, scores, score_stride);
@@ -180,8 +196,12 @@ template <row_format Format, class Real>
 void add_values_in(const Real* weights, index_t weight_stride, int heads, index_t padded_dim, const stored_rows& rows,
                    Real* output) {
   if constexpr (one_head_at_a_time) {
-    for (int h = 0; h < heads; ++h)
-      add_values_of<Format, 1>(weights + h * weight_stride, weight_stride, padded_dim, rows, output + h * padded_dim);
+    for (index_t first = 0; first < rows.num_keys; first += rows_for_all_heads) {
+      const stored_rows part = rows_from(rows, first, rows_for_all_heads);
+      for (int h = 0; h < heads; ++h)
+        add_values_of<Format, 1>(weights + h * weight_stride + first, weight_stride, padded_dim, part,
+                                 output + h * padded_dim);
+    }
   } else {
     if (heads == 1) add_values_of<Format, 1>(weights, weight_stride, padded_dim, rows, output);
     if (heads == 2) add_values_of<Format, 2>(weights, weight_stride, padded_dim, rows, output);

@@ -6,7 +6,8 @@
 //
 // What that rounds away is little beside what rounding the rows themselves has: of a logit, at most
 // (|q|max / 32512) |k| beside (|k|max / 254) |q|, both in the square mean; of the output, half a unit for each weight, 1 /
-// 131070 of the largest among the keys that share a unit. Included by kernel_text_pairs.inl.
+// 131070 of the largest among the keys that share a unit. Weights below that count as none, and the others, whose unit is
+// set so that their sum stays what it was, for them too. Included by kernel_text_pairs.inl.
 
 using whole_numbers = mask_of<float>;
 
@@ -22,8 +23,8 @@ struct byte_planes {
   std::int32_t sum;  // of the whole numbers
 };
 
-// `count` numbers, a multiple of the lanes, of at most `Largest` units. False where they have no useful unit: all of them
-// zero or nearly, or not all finite.
+// `count` numbers, a multiple of the lanes, of at most `Largest` units. False where they have no useful unit: none far enough
+// from zero, but not all zero, or not all finite.
 template <int Largest, int RadixBits, int RoundsBy>
 LAMBDA_ATTENTION_INLINE bool write_planes(const float* numbers, index_t count, byte_planes& planes) {
   constexpr index_t lanes = vectors<float>::lanes;
@@ -38,8 +39,8 @@ LAMBDA_ATTENTION_INLINE bool write_planes(const float* numbers, index_t count, b
   for (int l = 0; l < lanes; ++l) bits = largest_bits[l] > bits ? largest_bits[l] : bits;
   float largest;
   std::memcpy(&largest, &bits, sizeof largest);
-  if (!(largest > 1e-30f && largest < 1e30f)) return false;
-  const float per_unit = Largest / largest;
+  if (bits != 0 && !(largest > 1e-30f && largest < 1e30f)) return false;
+  const float per_unit = bits == 0 ? 0 : Largest / largest;
   whole_numbers sum = {};
   for (index_t i = 0; i < count; i += lanes) {
     const whole_numbers whole = __builtin_convertvector(round_to_whole(load(numbers + i) * per_unit), whole_numbers);
@@ -63,10 +64,16 @@ inline bool write_query_planes(const float* query, index_t padded_dim, byte_plan
 inline bool write_weight_planes(const float* weights, const float* scales, index_t count, byte_planes& planes) {
   constexpr index_t lanes = vectors<float>::lanes;
   alignas(vector_bytes) float products[keys_per_unit];
+  floats total = {};
   index_t k = 0;
-  for (; k < count; k += lanes)
-    store(products + k, load_part(weights + k, count - k) * load_part(scales + k, count - k));
-  return write_planes<65535, 8, 0>(products, k, planes);
+  for (; k < count; k += lanes) {
+    const floats product = load_part(weights + k, count - k) * load_part(scales + k, count - k);
+    store(products + k, product);
+    total += product;
+  }
+  if (!write_planes<65535, 8, 0>(products, k, planes)) return false;
+  if (planes.sum != 0) planes.unit = sum_of_lanes<float>(total) / static_cast<float>(planes.sum);
+  return true;
 }
 
 LAMBDA_ATTENTION_INLINE whole_numbers load_bytes(const void* source) {
@@ -238,10 +245,7 @@ inline bool add_bytes(const float* weights, index_t weight_stride, int heads, in
 inline void add_values_in_bytes(const float* weights, index_t weight_stride, int heads, index_t padded_dim,
                                 const stored_rows& rows, float* output) {
   for (index_t first = 0; first < rows.num_keys; first += keys_per_unit) {
-    stored_rows block = rows;
-    block.values += first * rows.value_row_bytes;
-    block.value_scales += first;
-    block.num_keys = rows.num_keys - first < keys_per_unit ? rows.num_keys - first : keys_per_unit;
+    const stored_rows block = rows_from(rows, first, keys_per_unit);
     if (!add_bytes(weights + first, weight_stride, heads, padded_dim, block, output))
       avx512::add_values<float>(weights + first, weight_stride, heads, padded_dim, block, output);
   }

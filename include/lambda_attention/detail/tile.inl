@@ -1,7 +1,7 @@
 // A tile of queries against runs of keys: S^T = K Q^T, P = 2^(S - max), O^T += V^T P^T. Lanes are queries; elements of keys
 // and values are broadcast from their rows. Over operands: included by kernel_text.inl, and by kernel_text_pairs.inl.
 
-// A running maximum is replaced only when a score exceeds it by this much (in log2): P stays below 2^40, and sums below
+// Running maxima are replaced only when a score exceeds its own by this much (in log2): P stays below 2^40, and sums below
 // 2^40 * n, far inside the range of a float.
 inline constexpr int lazy_rescale = 40;
 
