@@ -4,7 +4,6 @@
 
 #include <lambda_attention/position/rope.hpp>
 
-#include <cstdio>
 #include <string>
 
 namespace {
