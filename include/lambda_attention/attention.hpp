@@ -43,7 +43,7 @@ void run_one(const attention_job<Real>& job, const attention_options& options, E
   workspace& memory = options.workspace != nullptr ? *options.workspace : own;
   const kernel_table<Real>& kernels = kernels_for<Real>(options.isa);
   const job_list<Real> list(&job, 1, executor.num_workers());
-  memory.reserve(call_bytes(kernels, list));
+  memory.reserve(call_scratch<Real>(kernels, list).bytes());
   run_jobs(kernels, list, memory, 0, executor);
 }
 }  // namespace detail

@@ -104,7 +104,8 @@ inline bool is_finite(double number) {
   return ((bits >> 52) & 0x7ff) != 0x7ff;
 }
 
-constexpr index_t round_up(index_t count, index_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+constexpr index_t divide_up(index_t count, index_t divisor) { return (count + divisor - 1) / divisor; }
+constexpr index_t round_up(index_t count, index_t multiple) { return divide_up(count, multiple) * multiple; }
 /// Towards zero.
 constexpr index_t round_down(index_t count, index_t multiple) { return count / multiple * multiple; }
 

@@ -9,7 +9,7 @@ inline namespace LAMBDA_ATTENTION_UNIT {
 /// Every set includes the ones before it. `automatic` is the best that this machine has.
 enum class isa_level {
   automatic,
-  baseline,     ///< SSE2 on x86-64, and what the compiler makes of 16-byte vectors elsewhere
+  baseline,     ///< SSE2 on x86-64, NEON on AArch64, what the compiler makes of 16-byte vectors elsewhere
   avx2,         ///< AVX2, FMA and F16C
   avx512,       ///< AVX-512 F, BW, DQ and VL
   avx512_bf16,  ///< AVX-512 BF16 and VNNI: products of pairs of bfloat16, and of fours of bytes

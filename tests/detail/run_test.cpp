@@ -8,6 +8,7 @@ namespace la = lambda_attention;
 using la::index_t;
 using la::detail::attention_job;
 using la::detail::job_list;
+using la::detail::parts_of;
 using la::detail::queries_per_chunk;
 using la::detail::task;
 
@@ -45,6 +46,52 @@ TEST(JobList, TasksHoldEveryQueryOfEveryHeadOnce) {
     for (const auto& of_job : times)
       for (const int count : of_job) ASSERT_EQ(count, 1) << workers << " workers";
   }
+}
+
+// A token of a stream: its keys may be shared.
+attention_job<float> token_of_stream(index_t kv_heads, index_t tokens_seen) {
+  attention_job<float> j = job(1, kv_heads, tokens_seen);
+  j.plan.shape.window = 4096;
+  j.rows.as_stored_by_a_cache = true;
+  j.rows.window_values.format = la::row_format::f32;
+  return j;
+}
+
+TEST(JobList, TasksHoldEveryPartOfTheKeysOnce) {
+  for (const index_t workers : {1, 2, 3, 64}) {
+    const std::vector<attention_job<float>> jobs = {token_of_stream(1, 100000), job(600, 1), token_of_stream(2, 3000),
+                                                    token_of_stream(3, 10), token_of_stream(1, 0)};
+    const job_list<float> list(jobs.data(), static_cast<index_t>(jobs.size()), workers);
+    std::vector<std::vector<int>> times;
+    for (const auto& j : jobs)
+      times.emplace_back(static_cast<std::size_t>(parts_of(j.keys_seen()).count * j.num_kv_heads));
+    std::vector<index_t> head_sets;  // the first of each job
+    for (const auto& j : jobs) head_sets.push_back(head_sets.empty() ? 0 : head_sets.back() + (&j - 1)->num_kv_heads);
+    for (index_t number = 0; number < list.num_tasks(); ++number) {
+      const task<float> t = list.at(number);
+      const auto of_job = static_cast<std::size_t>(t.job - jobs.data());
+      EXPECT_EQ(t.head_set, head_sets[of_job] + t.first_kv_head);
+      if (!t.job->by_position()) continue;
+      ASSERT_EQ(t.num_kv_heads, 1);
+      ASSERT_LT(t.parts.first, t.parts.last);
+      for (index_t part = t.parts.first; part < t.parts.last; ++part)
+        ++times[of_job].at(static_cast<std::size_t>(t.first_kv_head * parts_of(t.job->keys_seen()).count + part));
+    }
+    for (std::size_t j = 0; j < jobs.size(); ++j)
+      for (const int count : times[j]) ASSERT_EQ(count, jobs[j].by_position() ? 1 : 0) << workers << " workers";
+  }
+}
+
+TEST(JobList, SharesKeysWhereWorkersOutnumberTheHeads) {
+  const auto num_tasks = [](index_t kv_heads, index_t tokens_seen, index_t workers) {
+    const attention_job<float> j = token_of_stream(kv_heads, tokens_seen);
+    return job_list<float>(&j, 1, workers).num_tasks();
+  };
+  EXPECT_EQ(num_tasks(1, 100000, 1), 1);
+  EXPECT_EQ(num_tasks(8, 100000, 2), 8);  // four a worker
+  EXPECT_EQ(num_tasks(1, 100000, 2), 8);
+  EXPECT_EQ(num_tasks(2, 100000, 16), 16);  // eight parts a head
+  EXPECT_EQ(num_tasks(1, 100, 16), 1);
 }
 
 TEST(JobList, CutsAsManyTasksAsTheWorkersNeed) {

@@ -114,4 +114,43 @@ TEST_P(threads, leave_every_bit_of_streams) {
   });
 }
 
+// Workers that outnumber the KV heads share the keys of a token. More tokens at a time are taken in tiles, by other code.
+TEST_P(threads, leave_every_bit_of_tokens_with_many_keys) {
+  constexpr int seed = 8;
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  generator random(seed);
+  const extents e = {1700, 1, group()};
+  const inputs<> in = random_inputs(random, e);
+  const lambda_shape shape = {3, 1600, 900};
+  constexpr index_t few = 3, more = 20;
+  with_encoding(encoding_under_test(), e.heads(), e.head_dim, [&](const auto& position) {
+    for (const isa_level isa : isa_levels()) {
+      SCOPED_TRACE(name_of(isa));
+      for_each_storage([&](auto storage, const char* storage_name) {
+        using storage_type = decltype(storage);
+        using real = typename storage_type::compute_type;
+        auto cache = cache_for<storage_type>(in, shape, position, {64});
+        append(in.k.view(), in.v.view(), cache, isa);
+        attention_options options;
+        options.isa = isa;
+        tensor<real> in_tiles(more, e.heads(), e.v_head_dim), serial(few, e.heads(), e.v_head_dim), out = serial;
+        attend(in.q.view().slice(e.tokens - more, more), cache, in_tiles.view(), options);
+        tensor<float> serial_lse(few, e.heads(), 1), lse = serial_lse;
+        options.lse = serial_lse.view();
+        const auto queries = in.q.view().slice(e.tokens - few, few);
+        attend(queries, cache, serial.view(), options);
+        EXPECT_LE(nmse(serial.view(), in_tiles.view().slice(more - few, few)),
+                  between_two(stored_bound<storage_type>(isa)))
+            << storage_name;
+        options.lse = lse.view();
+        for_each_executor([&](const auto& executor, const std::string& name) {
+          attend(queries, cache, out.view(), options, executor);
+          EXPECT_TRUE(same_bits(out.view(), serial.view())) << storage_name << ", " << name;
+          EXPECT_TRUE(same_bits(lse.view(), serial_lse.view())) << storage_name << ", " << name;
+        });
+      });
+    }
+  });
+}
+
 }  // namespace

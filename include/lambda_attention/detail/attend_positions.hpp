@@ -4,6 +4,7 @@
 #include <lambda_attention/config.hpp>
 #include <lambda_attention/detail/job.hpp>
 #include <lambda_attention/detail/kernels.hpp>
+#include <lambda_attention/detail/key_parts.hpp>
 #include <lambda_attention/detail/plan.hpp>
 #include <lambda_attention/detail/query_rows.hpp>
 #include <lambda_attention/detail/scratch.hpp>
@@ -16,19 +17,22 @@ inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
 
 // `heads` query heads from first_head on, all of KV head kv_head, at most most_heads_by_position. Kernels take 4 of them at
-// a time; a few rows go through all heads before the next, so that memory is read once.
+// a time; a few rows go through all heads before the next, so that memory is read once. The keys of all parts come before
+// the values of the first, so that memory is read strictly in order.
 template <class Real>
 class position_driver {
  public:
   position_driver(const kernel_table<Real>& kernels, const attention_job<Real>& job, const task_rows<Real>& rows,
-                  const row_turner<Real>& turner, worker_scratch<Real>& scratch, index_t kv_head, index_t first_head,
-                  index_t heads)
+                  const row_turner<Real>& turner, worker_scratch<Real>& scratch, const partial_results<Real>& partials,
+                  index_t kv_head, index_t first_head, index_t heads)
       : kernels_(kernels),
         job_(job),
         rows_(rows),
         turner_(turner),
         far_turner_(kernels, job.encoding, job.head_dim(), scratch.far_angles),
         scratch_(scratch),
+        partials_(partials),
+        parts_(parts_of(job.keys_seen())),
         kv_head_(kv_head),
         first_head_(first_head),
         heads_(heads),
@@ -37,35 +41,33 @@ class position_driver {
     far_turner_.move_to(far_query_position(job));
   }
 
-  // Queries with the indices [first, last), those of a chunk.
-  void run(index_t first, index_t last) {
-    for (index_t query = first; query < last; ++query) attend(query, query - first);
+  // Some parts of the keys of the queries [first, last), those of a chunk.
+  void run(index_t first, index_t last, index_range parts) {
+    for (index_t query = first; query < last; ++query) attend(query, query - first, parts);
   }
 
  private:
-  void attend(index_t query, index_t place) {
+  // A query's keys are numbered through all bands.
+  void attend(index_t query, index_t place, index_range parts) {
     const key_bands bands = job_.plan.bands(query, query + 1);
-    const query_tile tile = {query, 1, 1};
-    index_t num_keys = 0;
-    for (int b = 0; b < bands.count; ++b)
-      for_each_segment(bands.band[b], tile, 1, [&](const key_segment& segment) { num_keys += segment.num_keys; });
-    score_stride_ = round_up(num_keys, row_multiple);
-
+    const index_range keys = keys_of(parts, bands);
+    score_stride_ = round_up(keys.size(), row_multiple);
     pack(query, place);
-    index_t column = 0;
-    for (int b = 0; b < bands.count; ++b)
-      for_each_segment(bands.band[b], tile, 1,
-                       [&](const key_segment& segment) { column += score(query, segment, column); });
-    Real sum[most_heads_by_position], max[most_heads_by_position];
-    const auto softmax =
-        job_.window_in_pairs && heads_ > 1 ? job_.one_position->softmax_in_pairs : job_.one_position->softmax;
-    for (index_t h = 0; h < heads_; ++h) max[h] = softmax(scratch_.scores + h * score_stride_, num_keys, &sum[h]);
+    score(query, bands, keys);
+    for (index_t part = parts.first; part < parts.last; ++part) {
+      const index_range keys_of_part = keys_of({part, part + 1}, bands);
+      weigh(bands, keys_of_part, scratch_.scores + keys_of_part.first - keys.first, partial_row(query, part));
+    }
+  }
 
-    for (index_t i = 0; i < heads_ * padded_v_dim_; ++i) scratch_.output[i] = 0;
-    column = 0;
-    for (int b = 0; b < bands.count; ++b)
-      for_each_segment(bands.band[b], tile, 1, [&](const key_segment& segment) { column += weigh(segment, column); });
-    for (index_t h = 0; h < heads_; ++h) finish(query, h, sum[h], max[h]);
+  index_range keys_of(index_range parts, const key_bands& bands) const {
+    index_t num_keys = 0;
+    for (int b = 0; b < bands.count; ++b) num_keys += bands.band[b].keys.size();
+    return {min(num_keys, parts.first * parts_.keys_each), min(num_keys, parts.last * parts_.keys_each)};
+  }
+  // The partial result of the first of our heads.
+  index_t partial_row(index_t query, index_t part) const {
+    return ((query - job_.first_query) * parts_.count + part) * job_.group() + first_head_ - kv_head_ * job_.group();
   }
 
   // Rows of all heads, turned to the query's own position and to the far one, padded with zeros.
@@ -111,6 +113,24 @@ class position_driver {
     return run;
   }
 
+  // Calls visit(kind, key, run, number) for the keys with the numbers given, a run of rows at a time: `key` is the index of
+  // its first, `number` the number.
+  template <class Visit>
+  void for_each_run(const key_bands& bands, index_range keys, Visit&& visit) const {
+    index_t first_of_band = 0;
+    for (int b = 0; b < bands.count; ++b) {
+      const key_band& band = bands.band[b];
+      const index_t end_of_band = first_of_band + band.keys.size(), end = min(keys.last, end_of_band);
+      for (index_t number = max(keys.first, first_of_band); number < end;) {
+        const index_t key = band.keys.first + number - first_of_band;
+        const stored_rows run = rows_from(band.kind, key, end - number);
+        visit(band.kind, key, run, number);
+        number += run.num_keys;
+      }
+      first_of_band = end_of_band;
+    }
+  }
+
   // Calls pass(rows, done, head, heads) for a few rows at a time, of which `done` of the run came before, and for every few
   // heads.
   template <class Pass>
@@ -132,46 +152,37 @@ class position_driver {
     }
   }
 
-  index_t score(index_t query, const key_segment& segment, index_t column) {
-    const Real* const queries = is_far(segment.kind) ? scratch_.queries[1] : scratch_.queries[0];
-    for (index_t done = 0; done < segment.num_keys;) {
-      const index_t key = segment.first_key + done;
-      const stored_rows run = rows_from(segment.kind, key, segment.num_keys - done);
-      Real* const scores = scratch_.scores + column + done;
+  void score(index_t query, const key_bands& bands, index_range keys) {
+    for_each_run(bands, keys, [&](key_kind kind, index_t key, const stored_rows& run, index_t number) {
+      const Real* const queries = is_far(kind) ? scratch_.queries[1] : scratch_.queries[0];
+      Real* const scores = scratch_.scores + number - keys.first;
       for_each_pass(run, [&](const stored_rows& rows, index_t rows_done, index_t head, int heads) {
         job_.one_position->score_rows(queries + head * padded_dim_, heads, padded_dim_, rows,
                                       scores + head * score_stride_ + rows_done, score_stride_);
       });
-      const bias_distance bias = bias_distance_of(job_.plan, segment.kind, query, key);
+      const bias_distance bias = bias_distance_of(job_.plan, kind, query, key);
       for (index_t h = 0; h < heads_; ++h)
         job_.one_position->adjust_scores(scores + h * score_stride_, run.num_keys, job_.soft_cap,
                                          slope_of(job_, first_head_ + h), bias_row_of(job_, first_head_ + h),
                                          num_biases_of(job_), bias.distance, bias.key_step);
-      done += run.num_keys;
-    }
-    return segment.num_keys;
+    });
   }
 
-  index_t weigh(const key_segment& segment, index_t column) {
-    for (index_t done = 0; done < segment.num_keys;) {
-      const stored_rows run = rows_from(segment.kind, segment.first_key + done, segment.num_keys - done);
-      const Real* const weights = scratch_.scores + column + done;
+  // Scores of a part to weights, and the sum of values with these.
+  void weigh(const key_bands& bands, index_range keys, Real* weights, index_t partial) {
+    const auto softmax =
+        job_.window_in_pairs && heads_ > 1 ? job_.one_position->softmax_in_pairs : job_.one_position->softmax;
+    for (index_t h = 0; h < heads_; ++h)
+      partials_.max(partial + h) = softmax(weights + h * score_stride_, keys.size(), &partials_.sum(partial + h));
+
+    Real* const output = partials_.output(partial, padded_v_dim_);
+    for (index_t i = 0; i < heads_ * padded_v_dim_; ++i) output[i] = 0;
+    for_each_run(bands, keys, [&](key_kind, index_t, const stored_rows& run, index_t number) {
       for_each_pass(run, [&](const stored_rows& rows, index_t rows_done, index_t head, int heads) {
-        job_.one_position->add_values(weights + head * score_stride_ + rows_done, score_stride_, heads, padded_v_dim_,
-                                      rows, scratch_.output + head * padded_v_dim_);
+        job_.one_position->add_values(weights + head * score_stride_ + number - keys.first + rows_done, score_stride_,
+                                      heads, padded_v_dim_, rows, output + head * padded_v_dim_);
       });
-      done += run.num_keys;
-    }
-    return segment.num_keys;
-  }
-
-  void finish(index_t query, index_t head, Real sum, Real max) {
-    const index_t token = query - job_.first_query;
-    Real* const row = scratch_.output + head * padded_v_dim_;
-    const Real scale = normaliser(sum, max, sink_logit_of(job_, first_head_ + head));
-    for (index_t d = 0; d < job_.v_head_dim(); ++d) row[d] *= scale;
-    write_output(kernels_, job_, token, first_head_ + head, row);
-    write_lse(job_, token, first_head_ + head, sum, max);
+    });
   }
 
   const kernel_table<Real>& kernels_;
@@ -180,6 +191,8 @@ class position_driver {
   const row_turner<Real>& turner_;  // at the positions of the chunk
   row_turner<Real> far_turner_;
   worker_scratch<Real>& scratch_;
+  const partial_results<Real>& partials_;
+  key_parts parts_;
   index_t kv_head_;
   index_t first_head_;
   index_t heads_;

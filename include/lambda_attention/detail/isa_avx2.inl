@@ -2,6 +2,7 @@
 // AVX-512, the intrinsics are AVX-512 functions, which cannot be inlined here.
 
 inline constexpr int vector_bytes = 32;
+inline constexpr int num_registers = 16;
 inline constexpr int tile_vectors = 2;
 
 #include <lambda_attention/detail/vector_types.inl>

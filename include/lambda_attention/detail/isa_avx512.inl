@@ -2,6 +2,7 @@
 // takes the plain intrinsics for reads of an uninitialised variable, and would warn in the user's build.
 
 inline constexpr int vector_bytes = 64;
+inline constexpr int num_registers = 32;
 inline constexpr int tile_vectors = 4;
 
 #include <lambda_attention/detail/vector_types.inl>

@@ -1,6 +1,7 @@
 // The baseline: 16-byte vectors in the compiler's own vector extension, on any processor. Included by kernels.hpp.
 
 inline constexpr int vector_bytes = 16;
+inline constexpr int num_registers = 16;
 inline constexpr int tile_vectors = 2;
 
 #include <lambda_attention/detail/vector_types.inl>

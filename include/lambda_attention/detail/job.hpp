@@ -52,6 +52,10 @@ struct attention_job {
   index_t head_dim() const { return q.dim; }
   index_t v_head_dim() const { return out.dim; }
   index_t group() const { return q.heads / num_kv_heads; }
+  // Keys that the queries see together: no query sees more.
+  index_t keys_seen() const {
+    return sinks_seen(plan, num_tokens()).size() + window_seen(plan, first_query, num_tokens()).size();
+  }
   bool in_pairs(key_kind kind) const { return is_sink(kind) ? sinks_in_pairs : window_in_pairs; }
   bool any_in_pairs() const { return sinks_in_pairs || window_in_pairs; }
 

@@ -17,6 +17,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -216,7 +218,11 @@ LAMBDA_ATTENTION_END_TARGET
 #else
 
 namespace baseline {
+#if defined(__aarch64__)
+#include <lambda_attention/detail/isa_neon.inl>
+#else
 #include <lambda_attention/detail/isa_baseline.inl>
+#endif
 #include <lambda_attention/detail/kernel_text.inl>
 }  // namespace baseline
 

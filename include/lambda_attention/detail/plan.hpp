@@ -104,6 +104,12 @@ struct plan_shape {
   }
 };
 
+// Sinks and keys of the window that the queries [first, last) see, at any distance: those whose values they need.
+inline index_range sinks_seen(const plan_shape& plan, index_t last) { return plan.shape.sink_keys(last - 1); }
+inline index_range window_seen(const plan_shape& plan, index_t first, index_t last) {
+  return {plan.shape.window_keys(first).first, last};
+}
+
 // Cuts a band into segments, in ascending order of keys, and hands each to `visit(const key_segment&)`.
 //
 // Going from one key to the next, the queries that see it move on by one. A new segment begins where the first or the last

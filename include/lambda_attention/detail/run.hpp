@@ -6,6 +6,7 @@
 #include <lambda_attention/detail/attend_tiles.hpp>
 #include <lambda_attention/detail/job.hpp>
 #include <lambda_attention/detail/kernels.hpp>
+#include <lambda_attention/detail/key_parts.hpp>
 #include <lambda_attention/detail/row_turner.hpp>
 #include <lambda_attention/detail/scratch.hpp>
 #include <lambda_attention/detail/task_rows.hpp>
@@ -17,7 +18,8 @@ namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
 
-// KV heads and queries of a job that a worker takes in one go.
+// KV heads and queries of a job that a worker takes in one go, and parts of their keys where they are taken one position at a
+// time.
 template <class Real>
 struct task {
   const attention_job<Real>* job;
@@ -25,21 +27,31 @@ struct task {
   index_t num_kv_heads;
   index_t first_query;
   index_t last_query;
+  index_range parts;
+  index_t head_set;  // its number among those of all jobs
 };
 
-// The queries [first, last), those of a chunk, of all query heads of a KV head.
+// The queries [first, last), those of a chunk, of all query heads of a KV head, one position at a time. Whoever ends the last
+// part joins them all.
+template <class Real>
+void attend_parts(const kernel_table<Real>& kernels, const attention_job<Real>& job, const task_rows<Real>& rows,
+                  const row_turner<Real>& turner, worker_scratch<Real>& scratch, partial_results<Real>& partials,
+                  index_t kv_head, index_t first, index_t last, index_range parts) {
+  const index_t first_head = kv_head * job.group();
+  for (index_t done = 0; done < job.group(); done += most_heads_by_position)
+    position_driver<Real>(kernels, job, rows, turner, scratch, partials, kv_head, first_head + done,
+                          min(most_heads_by_position, job.group() - done))
+        .run(first, last, parts);
+  if (partials.complete(parts.size(), parts_of(job.keys_seen()).count))
+    join_parts(kernels, job, partials, kv_head, scratch.output);
+}
+
+// The same in tiles.
 template <class Real>
 void attend_chunk(const kernel_table<Real>& kernels, const attention_job<Real>& job, const task_rows<Real>& rows,
                   const row_turner<Real>& turner, worker_scratch<Real>& scratch, index_t kv_head, index_t first,
                   index_t last) {
   const index_t first_head = kv_head * job.group();
-  if (job.by_position()) {
-    for (index_t done = 0; done < job.group(); done += most_heads_by_position)
-      position_driver<Real>(kernels, job, rows, turner, scratch, kv_head, first_head + done,
-                            min(most_heads_by_position, job.group() - done))
-          .run(first, last);
-    return;
-  }
   for (index_t done = 0; done < job.group();) {
     const int heads = heads_at_once(job.group() - done, kernels.tile_vectors);
     tile_driver<Real>(kernels, job, rows, turner, scratch, first_head + done, heads).run(first, last);
@@ -48,7 +60,8 @@ void attend_chunk(const kernel_table<Real>& kernels, const attention_job<Real>& 
 }
 
 template <class Real>
-void run_task(const kernel_table<Real>& kernels, const task<Real>& t, worker_scratch<Real>& scratch) noexcept {
+void run_task(const kernel_table<Real>& kernels, const task<Real>& t, worker_scratch<Real>& scratch,
+              partial_results<Real>& partials) noexcept {
   const attention_job<Real>& job = *t.job;
   row_turner<Real> turner(kernels, job.encoding, job.head_dim(), scratch.angles);
   index_t before = t.first_query;
@@ -59,112 +72,166 @@ void run_task(const kernel_table<Real>& kernels, const task<Real>& t, worker_scr
       task_rows<Real> rows(kernels, job, kv_head, place, turner, scratch);
       if (!job.as_stored()) rows.advance(before, first, last);
       turner.move_to(job.first_position + static_cast<std::uint64_t>(first), last - first);
-      attend_chunk(kernels, job, rows, turner, scratch, kv_head, first, last);
+      if (job.by_position()) {
+        attend_parts(kernels, job, rows, turner, scratch, partials, kv_head, first, last, t.parts);
+      } else {
+        attend_chunk(kernels, job, rows, turner, scratch, kv_head, first, last);
+      }
     }
   }
 }
 
-// All jobs of a call, cut into tasks. A task has a few KV heads and a run of queries: all of them where that keeps the
-// workers busy, else so many that copying the window anew, which costs as much as some 50 queries, stays little beside them.
-// Where the cuts lie changes no bit of a result: they lie between chunks.
+template <class Real>
+index_t num_head_sets(const attention_job<Real>& job) {
+  return divide_up(job.num_kv_heads, heads_per_task(job));
+}
+
+// How many tasks each of a call's sets of KV heads is cut into: one where that keeps the workers busy.
+constexpr index_t tasks_per_head_set(index_t head_sets, index_t num_workers) {
+  constexpr index_t tasks_per_worker = 4;
+  return num_workers <= 1 || head_sets == 0 ? 1 : divide_up(tasks_per_worker * num_workers, head_sets);
+}
+
+// All jobs of a call, cut into tasks. A task has a few KV heads and a run of queries: all of them, or so many that copying
+// the window anew, which costs as much as some 50 queries, stays little beside them. Where rows are read as they are stored,
+// it has a run of parts of the keys instead. Where the cuts lie changes no bit of a result: between chunks, or parts.
 template <class Real>
 class job_list {
  public:
   job_list(const attention_job<Real>* jobs, index_t count, index_t num_workers)
       : jobs_(jobs), count_(count), num_workers_(max(1, num_workers)) {
     index_t head_sets = 0;
-    for (index_t j = 0; j < count; ++j) head_sets += num_head_sets(jobs[j]);
-    const index_t wanted = num_workers_ == 1 ? 1 : tasks_per_worker * num_workers_;
-    runs_wanted_ = head_sets == 0 ? 1 : (wanted + head_sets - 1) / head_sets;
+    for (const attention_job<Real>& job : *this) head_sets += num_head_sets(job);
+    tasks_per_head_set_ = tasks_per_head_set(head_sets, num_workers_);
   }
 
+  const attention_job<Real>* begin() const { return jobs_; }
+  const attention_job<Real>* end() const { return jobs_ + count_; }
   index_t num_workers() const { return num_workers_; }
 
   index_t num_tasks() const {
     index_t sum = 0;
-    for (index_t j = 0; j < count_; ++j) sum += num_tasks(jobs_[j]);
+    for (const attention_job<Real>& job : *this) sum += num_tasks(job);
     return sum;
   }
 
-  scratch_sizes sizes(const kernel_table<Real>& kernels) const {
-    scratch_sizes sizes;
-    for (index_t j = 0; j < count_; ++j) add_sizes(kernels, jobs_[j], sizes);
-    return sizes;
-  }
-
   task<Real> at(index_t number) const {
-    const attention_job<Real>* job = jobs_;
-    for (; number >= num_tasks(*job); ++job) number -= num_tasks(*job);
-    const index_t queries = queries_per_task(*job), heads = heads_per_task(*job);
-    task<Real> t;
-    t.job = job;
-    t.first_kv_head = number % num_head_sets(*job) * heads;
-    t.num_kv_heads = min(heads, job->num_kv_heads - t.first_kv_head);
-    t.first_query = job->first_query + number / num_head_sets(*job) * queries;
-    t.last_query = min(t.first_query + queries, job->num_tokens());
+    task<Real> t = {};
+    t.job = jobs_;
+    for (; number >= num_tasks(*t.job); ++t.job) {
+      number -= num_tasks(*t.job);
+      t.head_set += num_head_sets(*t.job);
+    }
+    const attention_job<Real>& job = *t.job;
+    const index_t head_set = number % num_head_sets(job), run = number / num_head_sets(job);
+    const index_t heads = heads_per_task(job), queries = queries_per_task(job), parts = parts_per_task(job);
+    const index_t runs_of_parts = divide_up(num_parts(job), parts);
+    t.head_set += head_set;
+    t.first_kv_head = head_set * heads;
+    t.num_kv_heads = min(heads, job.num_kv_heads - t.first_kv_head);
+    t.first_query = job.first_query + run / runs_of_parts * queries;
+    t.last_query = min(t.first_query + queries, job.num_tokens());
+    t.parts.first = run % runs_of_parts * parts;
+    t.parts.last = min(t.parts.first + parts, num_parts(job));
     return t;
   }
 
  private:
-  static constexpr index_t tasks_per_worker = 4;
   static constexpr index_t fewest_queries = 512;
 
-  static index_t num_head_sets(const attention_job<Real>& job) {
-    const index_t heads = heads_per_task(job);
-    return (job.num_kv_heads + heads - 1) / heads;
-  }
   index_t queries_per_task(const attention_job<Real>& job) const {
-    const index_t even_share = (job.q.tokens + runs_wanted_ - 1) / runs_wanted_;
-    return round_up(max(even_share, fewest_queries), queries_per_chunk);
+    return round_up(max(divide_up(job.q.tokens, tasks_per_head_set_), fewest_queries), queries_per_chunk);
+  }
+  static index_t num_parts(const attention_job<Real>& job) {
+    return job.by_position() ? parts_of(job.keys_seen()).count : 1;
+  }
+  index_t parts_per_task(const attention_job<Real>& job) const {
+    return job.as_stored() ? divide_up(num_parts(job), tasks_per_head_set_) : num_parts(job);
   }
   index_t num_tasks(const attention_job<Real>& job) const {
-    const index_t queries = queries_per_task(job);
-    return (job.q.tokens + queries - 1) / queries * num_head_sets(job);
+    return divide_up(job.q.tokens, queries_per_task(job)) * divide_up(num_parts(job), parts_per_task(job)) *
+           num_head_sets(job);
   }
 
   const attention_job<Real>* jobs_;
   index_t count_;
   index_t num_workers_;
-  index_t runs_wanted_;
+  index_t tasks_per_head_set_;
 };
 
+// What a call takes of its workspace, jobs aside: scratch for each worker; then partial results, for each set of KV heads
+// where workers share their keys, else for each worker.
 template <class Real>
-index_t worker_bytes(const scratch_sizes& sizes) {
-  scratch_arena arena(nullptr);
-  worker_scratch<Real> unused(arena, sizes);
-  static_cast<void>(unused);
-  return arena.used();
-}
+class call_scratch {
+ public:
+  explicit call_scratch(index_t num_workers) : num_workers_(max(1, num_workers)) {}
+  call_scratch(const kernel_table<Real>& kernels, const job_list<Real>& list) : call_scratch(list.num_workers()) {
+    for (const attention_job<Real>& job : list) add(kernels, job);
+  }
+
+  void add(const kernel_table<Real>& kernels, const attention_job<Real>& job) {
+    add_sizes(kernels, job, sizes_);
+    head_sets_ += num_head_sets(job);
+  }
+
+  index_t bytes() const {
+    return num_workers_ * bytes_of<worker_scratch<Real>>() + num_partials() * bytes_of<partial_results<Real>>();
+  }
+  bool keys_are_shared() const { return tasks_per_head_set(head_sets_, num_workers_) > 1; }
+  index_t num_partials() const { return keys_are_shared() ? head_sets_ : num_workers_; }
+
+  worker_scratch<Real> worker(unsigned char* memory, index_t worker) const {
+    return cut<worker_scratch<Real>>(memory, worker);
+  }
+  partial_results<Real> partials(unsigned char* memory, index_t number) const {
+    return cut<partial_results<Real>>(memory + num_workers_ * bytes_of<worker_scratch<Real>>(), number);
+  }
+
+ private:
+  template <class Piece>
+  index_t bytes_of() const {
+    scratch_arena arena(nullptr);
+    Piece unused(arena, sizes_);
+    static_cast<void>(unused);
+    return arena.used();
+  }
+  template <class Piece>
+  Piece cut(unsigned char* memory, index_t number) const {
+    scratch_arena arena(memory + number * bytes_of<Piece>());
+    return Piece(arena, sizes_);
+  }
+
+  scratch_sizes sizes_;
+  index_t head_sets_ = 0;
+  index_t num_workers_;
+};
 
 // What the executor calls.
 template <class Real>
 struct task_function {
   const kernel_table<Real>& kernels;
   const job_list<Real>& list;
-  const scratch_sizes& sizes;
+  const call_scratch<Real>& scratch;
   unsigned char* memory;
-  index_t bytes_per_worker;
 
   void operator()(index_t number, index_t worker) const noexcept {
-    scratch_arena arena(memory + worker * bytes_per_worker);
-    worker_scratch<Real> scratch(arena, sizes);
-    run_task(kernels, list.at(number), scratch);
+    const task<Real> t = list.at(number);
+    worker_scratch<Real> own = scratch.worker(memory, worker);
+    partial_results<Real> partials = scratch.partials(memory, scratch.keys_are_shared() ? t.head_set : worker);
+    if (!scratch.keys_are_shared()) partials.begin();
+    run_task(kernels, t, own, partials);
   }
 };
 
-// What a call takes of its workspace, jobs aside.
-template <class Real>
-index_t call_bytes(const kernel_table<Real>& kernels, const job_list<Real>& list) {
-  return worker_bytes<Real>(list.sizes(kernels)) * list.num_workers();
-}
-
-// `memory` holds call_bytes from the offset `used` on.
+// `memory` holds what call_scratch says from the offset `used` on.
 template <class Real, class Executor>
 void run_jobs(const kernel_table<Real>& kernels, const job_list<Real>& list, workspace& memory, index_t used,
               Executor& executor) {
-  const scratch_sizes sizes = list.sizes(kernels);
-  unsigned char* const scratch = reinterpret_cast<unsigned char*>(memory.data()) + used;
-  const task_function<Real> function{kernels, list, sizes, scratch, worker_bytes<Real>(sizes)};
+  const call_scratch<Real> scratch(kernels, list);
+  unsigned char* const place = reinterpret_cast<unsigned char*>(memory.data()) + used;
+  if (scratch.keys_are_shared())
+    for (index_t p = 0; p < scratch.num_partials(); ++p) scratch.partials(place, p).begin();
+  const task_function<Real> function{kernels, list, scratch, place};
   if (const index_t num_tasks = list.num_tasks()) executor.run(num_tasks, function);
 }
 

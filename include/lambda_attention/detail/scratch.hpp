@@ -31,7 +31,7 @@ class scratch_arena {
 // this is a multiple of every tile's positions.
 inline constexpr index_t queries_per_chunk = 64;
 
-// What one worker needs to hold, over all jobs of a call.
+// What one worker needs to hold, over all jobs of a call, and what the workers at a KV head's parts need together.
 struct scratch_sizes {
   index_t angles = 0;  // of one position
   index_t head_dim = 0;
@@ -42,6 +42,7 @@ struct scratch_sizes {
   index_t window_value_elements = 0;
   index_t width = 0;
   index_t scores = 0;
+  index_t partial_rows = 0;  // of all queries and heads of a KV head, taken one position at a time
 };
 
 template <class Real>

@@ -45,15 +45,15 @@ LAMBDA_ATTENTION_INLINE void fetch_ahead(const unsigned char* source, index_t by
 
 // Vectors of queries, or of sums, that stay in registers: so many of each head.
 template <int Heads>
-inline constexpr int columns_for = Heads == 1 ? 8 : (vector_bytes == 64 ? 16 : 8) / Heads;
+inline constexpr int columns_for = Heads == 1 ? 8 : num_registers / 2 / Heads;
 template <int Columns>
 inline constexpr int columns_of_smaller_run = Columns == 8 ? 4 : 1;
 
 #include <lambda_attention/detail/row_products.inl>
 
-// The narrowest vectors compute for so long on a row that loading it for each head costs nothing beside it; kernels of
+// Narrow vectors, and few, compute for so long on a row that loading it for each head costs nothing beside it; kernels of
 // several heads would only cost the time to compile them. A few rows go through all heads, so that memory is read once.
-inline constexpr bool one_head_at_a_time = vector_bytes == 16;
+inline constexpr bool one_head_at_a_time = vector_bytes == 16 && num_registers == 16;
 inline constexpr index_t rows_for_all_heads = 64;
 
 // At most `most` rows from `first` on.

@@ -84,7 +84,9 @@ index_t stream_scratch_bytes(isa_level isa, const cache_core<Real>& cache, const
   const auto bytes_for = [&](index_t count) {
     q.tokens = out.tokens = count;
     const attention_job<Real> job = stream_job(q, out, cache, saturating_add(seen, count), encoding, options);
-    return call_bytes(kernels_for<Real>(isa), job_list<Real>(&job, 1, num_workers));
+    call_scratch<Real> scratch(num_workers);
+    scratch.add(kernels_for<Real>(isa), job);
+    return scratch.bytes();
   };
   // Few tokens are read position by position, which takes another scratch than tiles.
   return job_bytes<Real>(1) + max(bytes_for(tokens), bytes_for(min(tokens, attention_job<Real>::most_by_position)));
@@ -127,7 +129,7 @@ class stream_runner {
 
   static token_range tokens_of(const Step& s, index_t round) {
     const index_t most = s.cache->max_append();
-    if (round >= (s.q.tokens + most - 1) / most) return {0, 0};
+    if (round >= divide_up(s.q.tokens, most)) return {0, 0};
     return {round * most, min(most, s.q.tokens - round * most)};
   }
 
@@ -143,15 +145,15 @@ class stream_runner {
 
   // Makes room for a round and builds its jobs there; false when no stream has tokens left.
   bool begin_round(index_t round, index_t num_workers) {
-    scratch_sizes sizes;
+    call_scratch<real> scratch(num_workers);
     num_jobs_ = 0;
     for (index_t s = 0; s < num_streams_; ++s) {
       if (tokens_of(streams_[s], round).count == 0) continue;
-      add_sizes(kernels_, job_of(streams_[s], round), sizes);
+      scratch.add(kernels_, job_of(streams_[s], round));
       ++num_jobs_;
     }
     if (num_jobs_ == 0) return false;
-    memory_.reserve(jobs_bytes_ + worker_bytes<real>(sizes) * max(1, num_workers));
+    memory_.reserve(jobs_bytes_ + scratch.bytes());
     unsigned char* place = reinterpret_cast<unsigned char*>(memory_.data());
     for (index_t s = 0; s < num_streams_; ++s) {
       if (tokens_of(streams_[s], round).count == 0) continue;

@@ -4,6 +4,7 @@
 #include <lambda_attention/config.hpp>
 #include <lambda_attention/detail/job.hpp>
 #include <lambda_attention/detail/kernels.hpp>
+#include <lambda_attention/detail/key_parts.hpp>
 #include <lambda_attention/detail/plan.hpp>
 #include <lambda_attention/detail/row_store.hpp>
 #include <lambda_attention/detail/row_turner.hpp>
@@ -14,12 +15,6 @@
 namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
-
-// Sinks and keys of the window that the queries [first, last) see, at any distance: those whose values they need.
-inline index_range sinks_seen(const plan_shape& plan, index_t last) { return plan.shape.sink_keys(last - 1); }
-inline index_range window_seen(const plan_shape& plan, index_t first, index_t last) {
-  return {plan.shape.window_keys(first).first, last};
-}
 
 // Rows that a ring must hold of what a job's queries see of one kind: all of them, or those that the queries of a chunk
 // see, at `span` + 1 distances each.
@@ -234,8 +229,8 @@ index_t heads_per_task(const attention_job<Real>& job) {
   index_t elements = sizes.sink_value_elements + sizes.window_value_elements;
   for (const index_t key_elements : sizes.key_elements) elements += key_elements;
   const index_t most = max(1, most_bytes / (max(1, elements) * static_cast<index_t>(sizeof(Real))));
-  const index_t num_sets = (job.num_kv_heads + most - 1) / most;
-  return (job.num_kv_heads + num_sets - 1) / num_sets;
+  const index_t num_sets = divide_up(job.num_kv_heads, most);
+  return divide_up(job.num_kv_heads, num_sets);
 }
 
 // Enlarges `sizes` to what `job` takes.
@@ -259,11 +254,10 @@ void add_sizes(const kernel_table<Real>& kernels, const attention_job<Real>& job
     if (job.any_in_pairs()) sizes.pair_words = max(sizes.pair_words, words_of_keys(true, job.head_dim()));
     return;
   }
-  const index_t keys =
-      sinks_seen(job.plan, job.num_tokens()).size() + window_seen(job.plan, job.first_query, job.num_tokens()).size();
-  const index_t heads = min(job.group(), most_heads_by_position);
+  const index_t keys = job.keys_seen(), heads = min(job.group(), most_heads_by_position);
   sizes.width = max(sizes.width, heads);
   sizes.scores = max(sizes.scores, heads * round_up(keys + row_multiple, row_multiple));
+  sizes.partial_rows = max(sizes.partial_rows, job.q.tokens * job.group() * most_parts_of(keys));
 }
 
 }  // namespace detail

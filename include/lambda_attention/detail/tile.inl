@@ -235,7 +235,7 @@ LAMBDA_ATTENTION_INLINE void value_block(Real* __restrict output, const Real* __
 // The register blocks: so many keys (dims) that their accumulators, a row of queries (weights) and a broadcast stay in
 // registers, and that the accumulators are enough to hide the latency of a multiplication: 16 of 32 registers, 12 of 16.
 template <int Vectors>
-inline constexpr int rows_per_block = vector_bytes == 64 ? (Vectors == 3 ? 4 : 16 / Vectors)
+inline constexpr int rows_per_block = num_registers == 32 ? (Vectors == 3 ? 4 : 16 / Vectors)
                                       : Vectors == 2     ? 6
                                                          : 8;
 // Few sizes, for each of them is compiled for every ISA. Where words hold two numbers, a pair needs a block of its own.

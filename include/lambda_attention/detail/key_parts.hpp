@@ -1,0 +1,116 @@
+// The keys of a query in parts, for queries that are taken one position at a time: threads that outnumber the KV heads share
+// the parts of a head. Where the cuts lie depends on how many keys there are and on nothing else, and parts are joined in
+// their order, so no bit of a result tells how many threads there were.
+//
+//     keys     0 ... 527 | 528 ... 1055 | ... | 3696 ... 4111      a query's, sinks first
+//     parts        0     |      1       | ... |       7            each a softmax of its own: max, sum, weighted values
+#pragma once
+
+#include <lambda_attention/config.hpp>
+#include <lambda_attention/detail/job.hpp>
+#include <lambda_attention/detail/kernels.hpp>
+#include <lambda_attention/detail/query_rows.hpp>
+#include <lambda_attention/detail/scratch.hpp>
+
+#include <atomic>
+#include <new>
+
+namespace lambda_attention {
+inline namespace LAMBDA_ATTENTION_UNIT {
+namespace detail {
+
+// So many keys that what a part costs beside them, a query turned and a row joined, is little.
+inline constexpr index_t fewest_keys_per_part = 512;
+inline constexpr index_t most_parts = 64;
+
+struct key_parts {
+  index_t count;
+  index_t keys_each;  // the last part has what is left
+};
+
+// Never more for fewer keys, and never fewer than parts_of() has.
+constexpr index_t most_parts_of(index_t num_keys) { return max(1, min(most_parts, num_keys / fewest_keys_per_part)); }
+
+// Even parts, each of which begins where a vector of scores does.
+constexpr key_parts parts_of(index_t num_keys) {
+  const index_t wanted = most_parts_of(num_keys);
+  const index_t keys_each = max(row_multiple, round_up(divide_up(num_keys, wanted), row_multiple));
+  return {max(1, divide_up(num_keys, keys_each)), keys_each};
+}
+
+// What the parts gave for all queries of a job and all heads of a KV head.
+template <class Real>
+class partial_results {
+ public:
+  partial_results(scratch_arena& arena, const scratch_sizes& sizes) {
+    num_done_ = arena.take<std::atomic<index_t>>(1);
+    max_ = arena.take<Real>(sizes.partial_rows);
+    sum_ = arena.take<Real>(sizes.partial_rows);
+    output_ = arena.take<Real>(sizes.partial_rows * sizes.v_head_dim);
+  }
+
+  // Before the first part.
+  void begin() { ::new (static_cast<void*>(num_done_)) std::atomic<index_t>(0); }
+  // After `count` parts: whether those were the last of `all`. Then what the others wrote is there to be read.
+  bool complete(index_t count, index_t all) {
+    return num_done_->fetch_add(count, std::memory_order_acq_rel) + count == all;
+  }
+
+  // By row [query][part][head]: heads lie side by side, as kernels write them.
+  Real& max(index_t row) const { return max_[row]; }
+  Real& sum(index_t row) const { return sum_[row]; }
+  Real* output(index_t row, index_t padded_v_dim) const { return output_ + row * padded_v_dim; }
+
+ private:
+  std::atomic<index_t>* num_done_;
+  Real* max_;
+  Real* sum_;
+  Real* output_;
+};
+
+// Writes the output of one query and head. Its partial results are those of first_row, first_row + group, ...
+//
+//     out = sum_p 2^(max_p - max) output_p / sum_p 2^(max_p - max) sum_p
+template <class Real>
+void join_parts(const kernel_table<Real>& kernels, const attention_job<Real>& job,
+                const partial_results<Real>& partials, index_t num_parts, index_t first_row, index_t token,
+                index_t head, Real* row) {
+  const index_t padded_v_dim = round_up(job.v_head_dim(), row_multiple);
+  Real most = partials.max(first_row), sum = 0, weights[most_parts];
+  for (index_t p = 1; p < num_parts; ++p) {
+    const Real max_of_part = partials.max(first_row + p * job.group());
+    if (max_of_part > most) most = max_of_part;
+  }
+  for (index_t p = 0; p < num_parts; ++p) {
+    const index_t partial = first_row + p * job.group();
+    weights[p] =
+        static_cast<Real>(__builtin_exp2(static_cast<double>(partials.max(partial)) - static_cast<double>(most)));
+    sum += weights[p] * partials.sum(partial);
+  }
+  const Real scale = normaliser(sum, most, sink_logit_of(job, head));
+  for (index_t p = 0; p < num_parts; ++p) weights[p] *= scale;
+
+  stored_rows outputs = {};
+  outputs.format = native_format<Real>;
+  outputs.values = reinterpret_cast<const unsigned char*>(partials.output(first_row, padded_v_dim));
+  outputs.value_row_bytes = job.group() * padded_v_dim * static_cast<index_t>(sizeof(Real));
+  outputs.num_keys = num_parts;
+  for (index_t d = 0; d < padded_v_dim; ++d) row[d] = 0;
+  job.one_position->add_values(weights, num_parts, 1, padded_v_dim, outputs, row);
+  write_output(kernels, job, token, head, row);
+  write_lse(job, token, head, sum, most);
+}
+
+// Of all queries of a job and all heads of a KV head. `row` is room for one.
+template <class Real>
+void join_parts(const kernel_table<Real>& kernels, const attention_job<Real>& job,
+                const partial_results<Real>& partials, index_t kv_head, Real* row) {
+  const index_t num_parts = parts_of(job.keys_seen()).count, group = job.group();
+  for (index_t token = 0; token < job.q.tokens; ++token)
+    for (index_t h = 0; h < group; ++h)
+      join_parts(kernels, job, partials, num_parts, token * num_parts * group + h, token, kv_head * group + h, row);
+}
+
+}  // namespace detail
+}  // namespace LAMBDA_ATTENTION_UNIT
+}  // namespace lambda_attention
