@@ -64,7 +64,7 @@ struct call {
 }  // namespace
 
 TEST(KeyParts, AreEvenAndBeginAtVectors) {
-  for (const index_t keys : {0, 1, 15, 16, 511, 1023, 1024, 1025, 4112, 32768, 32769, 100000, 1 << 30}) {
+  for (const index_t keys : {0, 1, 15, 16, 1023, 2047, 2048, 2049, 4112, 65536, 65537, 100000, 1 << 30}) {
     const key_parts parts = parts_of(keys);
     EXPECT_EQ(parts.keys_each % row_multiple, 0) << keys;
     EXPECT_GE(parts.count * parts.keys_each, keys);
@@ -72,16 +72,16 @@ TEST(KeyParts, AreEvenAndBeginAtVectors) {
     EXPECT_GE(parts.count, 1);
     EXPECT_LE(parts.count, most_parts_of(keys)) << keys;
   }
-  EXPECT_EQ(parts_of(1023).count, 1);
-  EXPECT_EQ(parts_of(1024).count, 2);
-  EXPECT_EQ(parts_of(4112).count, 8);
-  EXPECT_EQ(parts_of(4112).keys_each, 528);
+  EXPECT_EQ(parts_of(2047).count, 1);
+  EXPECT_EQ(parts_of(2048).count, 2);
+  EXPECT_EQ(parts_of(4112).count, 4);
+  EXPECT_EQ(parts_of(4112).keys_each, 1040);
   EXPECT_EQ(parts_of(1 << 30).count, la::detail::most_parts);
 }
 
 // Scratch that is enough for a stream's most keys is enough for fewer.
 TEST(KeyParts, AreNeverMoreForFewerKeys) {
-  for (index_t keys = 0; keys < 40000; ++keys) ASSERT_LE(most_parts_of(keys), most_parts_of(keys + 1)) << keys;
+  for (index_t keys = 0; keys < 70000; ++keys) ASSERT_LE(most_parts_of(keys), most_parts_of(keys + 1)) << keys;
 }
 
 TEST(PartialResults, AreCompleteOnce) {

@@ -89,8 +89,9 @@ TEST(JobList, SharesKeysWhereWorkersOutnumberTheHeads) {
   };
   EXPECT_EQ(num_tasks(1, 100000, 1), 1);
   EXPECT_EQ(num_tasks(8, 100000, 2), 8);  // four a worker
-  EXPECT_EQ(num_tasks(1, 100000, 2), 8);
-  EXPECT_EQ(num_tasks(2, 100000, 16), 16);  // eight parts a head
+  EXPECT_EQ(num_tasks(1, 100000, 2), 4);  // four parts a head
+  EXPECT_EQ(num_tasks(2, 100000, 16), 8);
+  EXPECT_EQ(num_tasks(3, 100000, 2), 6);  // two parts a task
   EXPECT_EQ(num_tasks(1, 100, 16), 1);
 }
 

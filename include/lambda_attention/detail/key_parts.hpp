@@ -2,8 +2,8 @@
 // the parts of a head. Where the cuts lie depends on how many keys there are and on nothing else, and parts are joined in
 // their order, so no bit of a result tells how many threads there were.
 //
-//     keys     0 ... 527 | 528 ... 1055 | ... | 3696 ... 4111      a query's, sinks first
-//     parts        0     |      1       | ... |       7            each a softmax of its own: max, sum, weighted values
+//     keys     0 ... 1039 | 1040 ... 2079 | 2080 ... 3119 | 3120 ... 4111      a query's, sinks first
+//     parts        0      |       1       |       2       |       3            each: max, sum, weighted values
 #pragma once
 
 #include <lambda_attention/config.hpp>
@@ -19,8 +19,9 @@ namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
 
-// So many keys that what a part costs beside them, a query turned and a row joined, is little.
-inline constexpr index_t fewest_keys_per_part = 512;
+// So many keys that what a part costs beside them, a query turned and a row joined, is lost in the noise: with half as many
+// it is 2 %.
+inline constexpr index_t fewest_keys_per_part = 1024;
 inline constexpr index_t most_parts = 64;
 
 struct key_parts {
