@@ -59,11 +59,12 @@ namespace {
 
 constexpr index_t heads = 6, kv_heads = 2, dim = 24, v_dim = 10, n = 200, max_append = 32;
 
-struct two_workers {
-  index_t num_workers() const { return 2; }
+template <index_t Workers>
+struct workers_in_turn {
+  index_t num_workers() const { return Workers; }
   template <class Function>
   void run(index_t num_tasks, Function&& f) const {
-    for (index_t task = 0; task < num_tasks; ++task) f(task, task % 2);
+    for (index_t task = 0; task < num_tasks; ++task) f(task, task % Workers);
   }
 };
 
@@ -138,7 +139,7 @@ TEST(Workspace, CallsOfAnyKindShareOne) {
     la::attend(in.q.view(), in.k.view(), in.v.view(), shape, position, in.out.view(), o);
     outputs.push_back(in.out.elements);
     for (const index_t count : {40, 1, 4, 5}) {
-      feed(in, stream, count, o, two_workers{});
+      feed(in, stream, count, o, workers_in_turn<2>{});
       outputs.push_back(in.out.elements);
     }
     la::attend(in.q.view(), in.k.view(), in.v.view(), la::sliding_window(90), la::none(), in.out.view(), o);
@@ -186,20 +187,26 @@ TYPED_TEST(ScratchBytes, AreEnough) {
   for (const la::lambda_shape& shape : {la::lm_infinite(3, 17), la::lambda_shape{3, 60, 20}, la::streaming_llm(3, 17),
                                         la::sliding_window(70), la::lambda_shape{30, 0, 0}}) {
     never_allocates(la::rope(dim), shape, la::serial_executor{});
-    never_allocates(la::alibi(heads), shape, two_workers{});
+    never_allocates(la::alibi(heads), shape, workers_in_turn<2>{});
   }
 }
 
-// With a long window single tokens, whose scores are kept all at once, take more than tiles do.
+// With a long window single tokens, whose scores are kept all at once, take more than tiles do; and workers may share their
+// keys.
 TEST(ScratchBytes, AreEnoughForSingleTokensOfALongWindow) {
   la::kv_cache<la::f32, la::none> cache(la::sliding_window(3000), {}, kv_heads, dim, v_dim);
   sequence<float> s(4000, heads, kv_heads, dim, v_dim);
   la::append(s.k.view(), s.v.view(), cache);
-  la::workspace memory(la::scratch_bytes(cache, heads, 100));
-  la::attention_options options;
-  options.workspace = &memory;
-  for (const index_t count : {1, 4, 5, 100})
-    EXPECT_EQ(allocations_of([&] { feed(s, cache, count, options); }), 0) << count;
+  const auto expect_no_allocations = [&](auto executor) {
+    la::workspace memory(la::scratch_bytes(cache, heads, 100, executor.num_workers()));
+    la::attention_options options;
+    options.workspace = &memory;
+    for (const index_t count : {1, 4, 5, 100})
+      EXPECT_EQ(allocations_of([&] { feed(s, cache, count, options, executor); }), 0)
+          << count << " tokens, " << executor.num_workers() << " workers";
+  };
+  expect_no_allocations(la::serial_executor{});
+  expect_no_allocations(workers_in_turn<3>{});
 }
 
 TEST(ScratchBytes, AreNotWasteful) {

@@ -88,10 +88,11 @@ TEST(JobList, SharesKeysWhereWorkersOutnumberTheHeads) {
     return job_list<float>(&j, 1, workers).num_tasks();
   };
   EXPECT_EQ(num_tasks(1, 100000, 1), 1);
-  EXPECT_EQ(num_tasks(8, 100000, 2), 8);  // four a worker
-  EXPECT_EQ(num_tasks(1, 100000, 2), 4);  // four parts a head
-  EXPECT_EQ(num_tasks(2, 100000, 16), 8);
-  EXPECT_EQ(num_tasks(3, 100000, 2), 6);  // two parts a task
+  EXPECT_EQ(num_tasks(8, 100000, 2), 8);  // as many for each
+  EXPECT_EQ(num_tasks(9, 100000, 2), 9);  // and nearly so
+  EXPECT_EQ(num_tasks(3, 100000, 2), 6);
+  EXPECT_EQ(num_tasks(1, 100000, 2), 2);
+  EXPECT_EQ(num_tasks(2, 100000, 16), 8);  // four parts a head
   EXPECT_EQ(num_tasks(1, 100, 16), 1);
 }
 

@@ -86,10 +86,17 @@ index_t num_head_sets(const attention_job<Real>& job) {
   return divide_up(job.num_kv_heads, heads_per_task(job));
 }
 
-// How many tasks each of a call's sets of KV heads is cut into: one where that keeps the workers busy.
+// How many tasks each of a call's sets of KV heads is cut into, along the queries: one where that keeps the workers busy.
+inline constexpr index_t tasks_per_worker = 4;
 constexpr index_t tasks_per_head_set(index_t head_sets, index_t num_workers) {
-  constexpr index_t tasks_per_worker = 4;
   return num_workers <= 1 || head_sets == 0 ? 1 : divide_up(tasks_per_worker * num_workers, head_sets);
+}
+// The same along the keys of a query, where tasks take equally long and are short: as few as give every worker as much.
+constexpr index_t tasks_that_share_keys(index_t head_sets, index_t num_workers) {
+  index_t tasks = 1;
+  if (head_sets < tasks_per_worker * num_workers)
+    while (head_sets * tasks % num_workers != 0) ++tasks;
+  return tasks;
 }
 
 // All jobs of a call, cut into tasks. A task has a few KV heads and a run of queries: all of them, or so many that copying
@@ -103,6 +110,7 @@ class job_list {
     index_t head_sets = 0;
     for (const attention_job<Real>& job : *this) head_sets += num_head_sets(job);
     tasks_per_head_set_ = tasks_per_head_set(head_sets, num_workers_);
+    tasks_that_share_keys_ = tasks_that_share_keys(head_sets, num_workers_);
   }
 
   const attention_job<Real>* begin() const { return jobs_; }
@@ -146,7 +154,7 @@ class job_list {
     return job.by_position() ? parts_of(job.keys_seen()).count : 1;
   }
   index_t parts_per_task(const attention_job<Real>& job) const {
-    return job.as_stored() ? divide_up(num_parts(job), tasks_per_head_set_) : num_parts(job);
+    return job.as_stored() ? divide_up(num_parts(job), tasks_that_share_keys_) : num_parts(job);
   }
   index_t num_tasks(const attention_job<Real>& job) const {
     return divide_up(job.q.tokens, queries_per_task(job)) * divide_up(num_parts(job), parts_per_task(job)) *
@@ -157,6 +165,7 @@ class job_list {
   index_t count_;
   index_t num_workers_;
   index_t tasks_per_head_set_;
+  index_t tasks_that_share_keys_;
 };
 
 // What a call takes of its workspace, jobs aside: scratch for each worker; then partial results, for each set of KV heads
@@ -177,7 +186,7 @@ class call_scratch {
   index_t bytes() const {
     return num_workers_ * bytes_of<worker_scratch<Real>>() + num_partials() * bytes_of<partial_results<Real>>();
   }
-  bool keys_are_shared() const { return tasks_per_head_set(head_sets_, num_workers_) > 1; }
+  bool keys_are_shared() const { return tasks_that_share_keys(head_sets_, num_workers_) > 1; }
   index_t num_partials() const { return keys_are_shared() ? head_sets_ : num_workers_; }
 
   worker_scratch<Real> worker(unsigned char* memory, index_t worker) const {
