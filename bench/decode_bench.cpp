@@ -2,6 +2,7 @@
 #include "support/benchmark.hpp"
 #include "support/random.hpp"
 #include "support/stored.hpp"
+#include "support/threads.hpp"
 #include "support/visible.hpp"
 
 #include <lambda_attention/attention.hpp>
@@ -22,6 +23,7 @@ namespace la = lambda_attention;
 
 struct setting {
   index_t head_dim = 128, num_sinks = 16, window = 4096, num_heads = 8, num_kv_heads = 8, num_layers = 1;
+  int num_threads = 1;
 };
 
 template <class Storage>
@@ -31,7 +33,7 @@ std::string name_of(const setting& given) {
                 bench::storage_name<Storage>(), static_cast<int>(given.head_dim), static_cast<int>(given.num_sinks),
                 static_cast<int>(given.window), static_cast<int>(given.num_heads), static_cast<int>(given.num_kv_heads),
                 static_cast<int>(given.num_layers));
-  return text;
+  return given.num_threads == 1 ? text : text + ("/threads:" + std::to_string(given.num_threads));
 }
 
 /// One stream in all layers of a model, far enough that its window has left the sinks behind. The layers are given the same
@@ -48,7 +50,7 @@ class decode {
         caches_(static_cast<std::size_t>(given.num_layers),
                 cache_type(la::lm_infinite(given.num_sinks, given.window), la::rope(given.head_dim), given.num_kv_heads,
                            given.head_dim, given.head_dim)),
-        scratch_(la::scratch_bytes(caches_[0], given.num_heads, 1)),
+        scratch_(la::scratch_bytes(caches_[0], given.num_heads, 1, given.num_threads)),
         same_size_(static_cast<index_t>(kv_bytes())) {
     for (cache_type& cache : caches_) la::append(keys().slice(0, last()), values().slice(0, last()), cache);
     step();
@@ -58,15 +60,18 @@ class decode {
   void step() {
     la::attention_options options;
     options.workspace = &scratch_;
-    for (cache_type& cache : caches_)
-      la::attend(queries(), keys().slice(last(), 1), values().slice(last(), 1), cache, output(), options);
+    bench::with_threads(given_.num_threads, [&](const auto& executor) {
+      for (cache_type& cache : caches_)
+        la::attend(queries(), keys().slice(last(), 1), values().slice(last(), 1), cache, output(), options, executor);
+    });
   }
 
   void measure(benchmark::State& state) {
     const la::isa_level isa = la::isa();
     if (!bench::report_check(state, checked_, bench::stored_nmse_bound<Storage>(), given_.num_heads, isa)) return;
-    const double peak = bench::peak_flops<float>(isa), bandwidth = same_size_.bandwidth(isa);
-    const double seconds = bench::time_loop(state, 1, [&] { step(); });
+    const double peak = bench::peak_flops<float>(isa, given_.num_threads);
+    const double bandwidth = same_size_.bandwidth(isa, given_.num_threads);
+    const double seconds = bench::time_loop(state, given_.num_threads, [&] { step(); });
     const index_t pairs = bench::visible_keys(caches_[0].shape(), last()) * given_.num_heads * given_.num_layers;
     bench::report_arithmetic(state, static_cast<double>(pairs), given_.head_dim, given_.head_dim, seconds, peak);
     bench::report_reading(state, kv_bytes(), seconds, bandwidth);
@@ -131,6 +136,8 @@ void add_storage() {
       given.num_kv_heads = num_kv_heads;
       given.num_layers = num_layers;
       add<Storage>(given);
+      given.num_threads = bench::most_threads();
+      if (given.num_threads > 1) add<Storage>(given);
     }
   }
 }

@@ -1,7 +1,6 @@
 // How fast is attention over a whole sequence, as a part of what the processor can do?
 #include "support/prefill.hpp"
-
-#include <thread>
+#include "support/threads.hpp"
 
 namespace {
 
@@ -32,8 +31,12 @@ void add_all() {
   for (const index_t num_kv_heads : {2, 1}) add<float>(with([&](auto& given) { given.num_kv_heads = num_kv_heads; }));
   for (const isa_level isa : {isa_level::baseline, isa_level::avx2})
     if (isa < lambda_attention::isa()) add<float>(with([&](auto& given) { given.isa = isa; }));
-  const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  if (cores > 1) add<float>(with([&](auto& given) { given.num_threads = cores; }));
+  const auto one_head = with([](auto& given) { given.num_heads = given.num_kv_heads = 1; });
+  add<float>(one_head);
+  for (prefill_setting given : {prefill_setting{}, one_head}) {
+    given.num_threads = bench::most_threads();
+    if (given.num_threads > 1) add<float>(given);
+  }
 }
 
 }  // namespace

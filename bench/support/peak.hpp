@@ -97,24 +97,30 @@ double flops_of_this_thread(isa_level level) {
 
 }  // namespace peak_loops
 
-/// Multiplications and additions a second of `num_threads` at the same time; Real is float or double.
-template <class Real>
-double peak_flops(isa_level level, int num_threads = 1) {
-  if (num_threads == 1) return peak_loops::flops_of_this_thread<Real>(level);
-  std::vector<double> flops(static_cast<std::size_t>(num_threads));
+/// The sum of measure(thread) on `num_threads` threads at the same time.
+template <class Measure>
+double sum_over_threads(int num_threads, Measure&& measure) {
+  if (num_threads == 1) return measure(0);
+  std::vector<double> results(static_cast<std::size_t>(num_threads));
   std::vector<std::thread> threads;
   std::atomic<int> waiting{num_threads};
-  for (double& mine : flops) {
-    threads.emplace_back([&] {
+  for (int thread = 0; thread < num_threads; ++thread) {
+    threads.emplace_back([&, thread] {
       for (--waiting; waiting > 0;) {
       }
-      mine = peak_loops::flops_of_this_thread<Real>(level);
+      results[static_cast<std::size_t>(thread)] = measure(thread);
     });
   }
   for (std::thread& thread : threads) thread.join();
   double sum = 0;
-  for (const double mine : flops) sum += mine;
+  for (const double result : results) sum += result;
   return sum;
+}
+
+/// Multiplications and additions a second of `num_threads` at the same time; Real is float or double.
+template <class Real>
+double peak_flops(isa_level level, int num_threads = 1) {
+  return sum_over_threads(num_threads, [&](int) { return peak_loops::flops_of_this_thread<Real>(level); });
 }
 
 /// Memory to read: as large as what is compared with it, so that it lies in the same cache, or in none; and of the same
@@ -126,24 +132,30 @@ class read_buffer {
     for (index_t i = 0; i < values_.size(); i += block) std::copy(numbers.begin(), numbers.end(), values_.data() + i);
   }
 
-  /// Bytes a second of one thread that reads from end to end: the best of a few passes.
-  double bandwidth(isa_level level) const {
-    const double bytes = static_cast<double>(values_.bytes());
+  /// Bytes a second of threads that each read a part of it from end to end: the best of a few passes.
+  double bandwidth(isa_level level, int num_threads = 1) const {
+    const index_t part = values_.size() / block / num_threads * block;
+    return sum_over_threads(num_threads,
+                            [&](int thread) { return bandwidth_of_part(level, values_.data() + thread * part, part); });
+  }
+
+ private:
+  static constexpr index_t block = 4096;
+
+  static double bandwidth_of_part(isa_level level, const float* values, index_t count) {
+    const double bytes = static_cast<double>(count) * sizeof(float);
     const int passes = static_cast<int>(std::max(1.0, 2e7 / bytes));
     double best = 0;
     for (int run = 0; run < 8; ++run) {
       const double start = thread_now();
       for (int pass = 0; pass < passes; ++pass)
-        peak_loops::at_level(level, [&](auto loops) {
-          decltype(loops)::read(values_.data(), static_cast<std::size_t>(values_.size()));
-        });
+        peak_loops::at_level(level,
+                             [&](auto loops) { decltype(loops)::read(values, static_cast<std::size_t>(count)); });
       best = std::max(best, bytes * passes / (thread_now() - start));
     }
     return best;
   }
 
- private:
-  static constexpr index_t block = 4096;
   lambda_attention::detail::buffer<float> values_;
 };
 

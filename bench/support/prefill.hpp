@@ -3,11 +3,11 @@
 
 #include "benchmark.hpp"
 #include "random.hpp"
+#include "threads.hpp"
 #include "visible.hpp"
 
 #include <lambda_attention/attention.hpp>
 #include <lambda_attention/element.hpp>
-#include <lambda_attention/executor/eigen_thread_pool.hpp>
 #include <lambda_attention/position/rope.hpp>
 
 #include <benchmark/benchmark.h>
@@ -89,8 +89,7 @@ class prefill {
         q_(normal_values<T>(given.tokens * given.num_heads * given.head_dim, 1)),
         k_(normal_values<T>(given.tokens * given.num_kv_heads * given.head_dim, 2)),
         v_(normal_values<T>(given.tokens * given.num_kv_heads * given.head_dim, 3)),
-        out_(q_.size()),
-        pool_(given.num_threads > 1 ? given.num_threads : 1) {
+        out_(q_.size()) {
     options_.workspace = &scratch_;
     options_.isa = given.isa;
     change_inputs(given.inputs, given.head_dim, given.num_kv_heads, q_, k_);
@@ -100,8 +99,10 @@ class prefill {
   }
 
   void run() {
-    if (given_.num_threads == 1) return run_with(lambda_attention::serial_executor{});
-    run_with(lambda_attention::eigen_thread_pool(pool_));
+    with_threads(given_.num_threads, [&](const auto& executor) {
+      lambda_attention::attend(view(q_, given_.num_heads), view(k_, given_.num_kv_heads), view(v_, given_.num_kv_heads),
+                               shape(), position_, view(out_, given_.num_heads), options_, executor);
+    });
   }
 
   void measure(benchmark::State& state) {
@@ -129,18 +130,11 @@ class prefill {
     return lambda_attention::token_major(values.data(), given_.tokens, heads, given_.head_dim);
   }
 
-  template <class Executor>
-  void run_with(Executor&& executor) {
-    lambda_attention::attend(view(q_, given_.num_heads), view(k_, given_.num_kv_heads), view(v_, given_.num_kv_heads),
-                             shape(), position_, view(out_, given_.num_heads), options_, executor);
-  }
-
   prefill_setting given_;
   Position position_;
   std::vector<T> q_, k_, v_, out_;
   lambda_attention::workspace scratch_;
   lambda_attention::attention_options options_;
-  Eigen::ThreadPool pool_;
   deviation checked_;
 };
 
