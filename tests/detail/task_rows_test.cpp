@@ -212,8 +212,8 @@ TEST(TaskRows, PairsTakeHalfTheRoomOrNone) {
   EXPECT_EQ(s.job.window_in_pairs, multiplied);
   s.job.sinks_in_pairs = s.job.window_in_pairs = true;  // room is counted on any machine
   EXPECT_EQ(la::detail::window_value_ring_rows(s.job), (99 + queries_per_chunk) / 2 + 1);
-  EXPECT_EQ(la::detail::words_of_keys(true, 20), 16);
-  EXPECT_EQ(la::detail::words_of_keys(true, 33), 32);
+  EXPECT_EQ(la::detail::words_of_keys(true, 20), 10);
+  EXPECT_EQ(la::detail::words_of_keys(true, 33), 17);
   const auto store = la::detail::store_of<float>(la::detail::erase(la::head_major(s.k.data(), tokens, heads, dim)));
   EXPECT_TRUE(la::detail::readable_in_place(store, row_treatment::as_stored, true));
   EXPECT_FALSE(la::detail::readable_in_place(store, row_treatment::turn_to_zero, true));
@@ -221,6 +221,19 @@ TEST(TaskRows, PairsTakeHalfTheRoomOrNone) {
   for (const auto& misfit : {la::detail::erase(la::head_major(s.k.data() + 1, tokens - 1, heads, dim)),
                              la::detail::erase(la::head_major(s.k.data(), tokens, heads, dim - 1))})
     EXPECT_FALSE(la::detail::readable_in_place(la::detail::store_of<float>(misfit), row_treatment::as_stored, true));
+}
+
+// A block's columns would else fall into few sets of the cache.
+TEST(TaskRows, LieNoMultipleOfAKibibyteApart) {
+  for (index_t words = 1; words <= la::max_head_dim; ++words) {
+    for (const index_t bytes :
+         {la::detail::ring_stride<float>(words) * 4, la::detail::ring_stride<double>(words) * 8}) {
+      EXPECT_NE(bytes % 1024, 0) << words;
+      EXPECT_EQ(bytes % 64, 0) << words;
+    }
+    EXPECT_GE(la::detail::ring_stride<float>(words), words);
+    EXPECT_LE(la::detail::ring_stride<float>(words), words + 31);
+  }
 }
 
 // Heads whose rows share pages of memory go through the chunks together, as many as their rings leave in the cache.

@@ -40,10 +40,17 @@ index_t sink_value_ring_rows(const attention_job<Real>& job) {
   return value_rows_for(job.sinks_in_pairs, sinks_seen(job.plan, job.num_tokens()).size());
 }
 
-// Words of a row of keys in a ring.
-constexpr index_t words_of_keys(bool in_pairs, index_t dim) {
-  return round_up(in_pairs ? (dim + 1) / 2 : dim, row_multiple);
+// Words from one row of a ring to the next. Kernels go through the rows of a block column by column: where rows lie a
+// multiple of 1 KiB apart, the block's columns fall into a few sets of the cache and push each other out.
+template <class Real>
+constexpr index_t ring_stride(index_t num_words) {
+  constexpr index_t word = static_cast<index_t>(sizeof(Real)), crowded = 1024 / word, cache_line = 64 / word;
+  const index_t padded = round_up(num_words, row_multiple);
+  return padded % crowded == 0 ? padded + cache_line : padded;
 }
+
+// Words of a row of keys.
+constexpr index_t words_of_keys(bool in_pairs, index_t dim) { return in_pairs ? divide_up(dim, 2) : dim; }
 
 // Values of pairs are woven into one another, and so copied.
 template <class Real>
@@ -97,14 +104,15 @@ class task_rows {
     const row_store<Real>& store = job_.rows.keys[static_cast<int>(kind)];
     const bool in_pairs = job_.in_pairs(kind);
     if (readable_in_place(store, job_.rows.treatment[static_cast<int>(kind)], in_pairs)) return window_in_place(store);
-    const index_t num_rows = key_ring_rows(job_, kind), stride = words_of_keys(in_pairs, store.dim);
+    const index_t num_rows = key_ring_rows(job_, kind);
+    const index_t stride = ring_stride<Real>(words_of_keys(in_pairs, store.dim));
     Real* const ring = rings + place * num_rows * stride;
     return {ring, ring, stride, max(1, num_rows), false};
   }
   row_window<Real> values_on(const row_store<Real>& store, bool in_pairs, Real* rings, index_t place,
                              index_t num_rows) const {
     if (values_in_place(in_pairs, store)) return window_in_place(store);
-    const index_t stride = round_up(store.dim, row_multiple);
+    const index_t stride = ring_stride<Real>(store.dim);
     Real* const ring = rings + place * num_rows * stride;
     return {ring, ring, stride, max(1, num_rows) * (in_pairs ? 2 : 1), in_pairs};
   }
@@ -203,17 +211,18 @@ class task_rows {
 template <class Real>
 scratch_sizes row_sizes(const attention_job<Real>& job) {
   const key_value_rows<Real>& rows = job.rows;
-  const index_t padded_v_dim = round_up(job.v_head_dim(), row_multiple);
+  const index_t value_stride = ring_stride<Real>(job.v_head_dim());
   scratch_sizes sizes;
   for (int k = 0; k < num_key_kinds; ++k) {
     const key_kind kind = static_cast<key_kind>(k);
     if (!readable_in_place(rows.keys[k], rows.treatment[k], job.in_pairs(kind)))
-      sizes.key_elements[k] = key_ring_rows(job, kind) * words_of_keys(job.in_pairs(kind), job.head_dim());
+      sizes.key_elements[k] =
+          key_ring_rows(job, kind) * ring_stride<Real>(words_of_keys(job.in_pairs(kind), job.head_dim()));
   }
   if (!values_in_place(job.sinks_in_pairs, rows.sink_values))
-    sizes.sink_value_elements = sink_value_ring_rows(job) * padded_v_dim;
+    sizes.sink_value_elements = sink_value_ring_rows(job) * value_stride;
   if (!values_in_place(job.window_in_pairs, rows.window_values))
-    sizes.window_value_elements = window_value_ring_rows(job) * padded_v_dim;
+    sizes.window_value_elements = window_value_ring_rows(job) * value_stride;
   return sizes;
 }
 
@@ -251,7 +260,8 @@ void add_sizes(const kernel_table<Real>& kernels, const attention_job<Real>& job
     sizes.window_value_elements = max(sizes.window_value_elements, heads * rows.window_value_elements);
   }
   if (!job.by_position()) {
-    if (job.any_in_pairs()) sizes.pair_words = max(sizes.pair_words, words_of_keys(true, job.head_dim()));
+    if (job.any_in_pairs())
+      sizes.pair_words = max(sizes.pair_words, round_up(words_of_keys(true, job.head_dim()), row_multiple));
     return;
   }
   const index_t keys = job.keys_seen(), heads = min(job.group(), most_heads_by_position);
