@@ -236,8 +236,8 @@ LAMBDA_ATTENTION_INLINE void value_block(Real* __restrict output, const Real* __
 // registers, and that the accumulators are enough to hide the latency of a multiplication: 16 of 32 registers, 12 of 16.
 template <int Vectors>
 inline constexpr int rows_per_block = num_registers == 32 ? (Vectors == 3 ? 4 : 16 / Vectors)
-                                      : Vectors == 2     ? 6
-                                                         : 8;
+                                      : Vectors == 2      ? 6
+                                                          : 8;
 // Few sizes, for each of them is compiled for every ISA. Where words hold two numbers, a pair needs a block of its own.
 template <int Rows>
 inline constexpr int rows_of_smaller_block = Rows >= 6                 ? (Rows == 16 ? 4 : 2)
