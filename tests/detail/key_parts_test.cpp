@@ -12,10 +12,9 @@ using la::index_t;
 using la::detail::attention_job;
 using la::detail::buffer;
 using la::detail::join_parts;
-using la::detail::key_parts;
-using la::detail::most_parts_of;
+using la::detail::keys_per_part;
+using la::detail::num_parts_of;
 using la::detail::partial_results;
-using la::detail::parts_of;
 using la::detail::row_multiple;
 using la::detail::scratch_arena;
 using la::detail::scratch_sizes;
@@ -41,6 +40,8 @@ struct call {
   attention_job<Real> job = {};
 
   explicit call(index_t parts) : num_parts(parts), memory(1 << 16) {
+    job.plan = {la::sliding_window(parts * la::detail::fewest_keys_per_part), true};
+    job.first_query = 1 << 20;
     job.q.tokens = num_queries;
     job.q.heads = group;
     job.num_kv_heads = 1;
@@ -54,34 +55,31 @@ struct call {
     return partial_results<Real>(arena, sizes_for(num_parts));
   }
 
-  void join(index_t token, index_t head) {
+  void join() {
     alignas(la::detail::buffer_alignment) Real row[padded_v_dim];
-    join_parts(la::detail::kernels_for<Real>(la::isa_level::automatic), job, partials(), num_parts,
-               token * num_parts * group + head, token, head, row);
+    join_parts(la::detail::kernels_for<Real>(la::isa_level::automatic), job, partials(), 0, row);
   }
 };
 
 }  // namespace
 
-TEST(KeyParts, AreEvenAndBeginAtVectors) {
-  for (const index_t keys : {0, 1, 15, 16, 1023, 2047, 2048, 2049, 4112, 65536, 65537, 100000, 1 << 30}) {
-    const key_parts parts = parts_of(keys);
-    EXPECT_EQ(parts.keys_each % row_multiple, 0) << keys;
-    EXPECT_GE(parts.count * parts.keys_each, keys);
-    EXPECT_LE((parts.count - 1) * parts.keys_each, keys);
-    EXPECT_GE(parts.count, 1);
-    EXPECT_LE(parts.count, most_parts_of(keys)) << keys;
+// Scratch that is enough for a stream's most keys is enough for fewer.
+TEST(KeyParts, HoldAllKeysAndAreNeverMoreForFewer) {
+  for (index_t keys = 0; keys < 70000; ++keys) {
+    ASSERT_EQ(keys_per_part(keys) % row_multiple, 0) << keys;
+    ASSERT_GE(num_parts_of(keys) * keys_per_part(keys), keys);
+    ASSERT_LE(num_parts_of(keys), num_parts_of(keys + 1)) << keys;
   }
-  EXPECT_EQ(parts_of(2047).count, 1);
-  EXPECT_EQ(parts_of(2048).count, 2);
-  EXPECT_EQ(parts_of(4112).count, 4);
-  EXPECT_EQ(parts_of(4112).keys_each, 1040);
-  EXPECT_EQ(parts_of(1 << 30).count, la::detail::most_parts);
+  EXPECT_EQ(num_parts_of(0), 1);
+  EXPECT_EQ(num_parts_of(index_t{1} << 41), la::detail::most_parts);
 }
 
-// Scratch that is enough for a stream's most keys is enough for fewer.
-TEST(KeyParts, AreNeverMoreForFewerKeys) {
-  for (index_t keys = 0; keys < 70000; ++keys) ASSERT_LE(most_parts_of(keys), most_parts_of(keys + 1)) << keys;
+TEST(KeyParts, AreEvenAndOfAThousandKeysOrMore) {
+  EXPECT_EQ(num_parts_of(2047), 1);
+  EXPECT_EQ(num_parts_of(2048), 2);
+  EXPECT_EQ(keys_per_part(2048), 1024);
+  EXPECT_EQ(num_parts_of(4112), 4);
+  EXPECT_EQ(keys_per_part(4112), 1040);
 }
 
 TEST(PartialResults, AreCompleteOnce) {
@@ -108,9 +106,9 @@ void expect_joined(Real level, const std::vector<float>& sink_logits, double tol
     partials.sum(row) = p + 1;
     for (index_t d = 0; d < padded_v_dim; ++d) partials.output(row, padded_v_dim)[d] = 2 * p + static_cast<Real>(d);
   }
+  c.join();
   for (index_t token = 0; token < num_queries; ++token) {
     for (index_t head = 0; head < group; ++head) {
-      c.join(token, head);
       const std::size_t place = static_cast<std::size_t>(token * group + head);
       double sum = 0;
       for (int p = 0; p < num_parts; ++p) sum += std::exp2(static_cast<double>(level) * p) * (p + 1);
@@ -153,10 +151,9 @@ TEST(JoinParts, TakesNothingFromEmptyParts) {
     for (index_t d = 0; d < padded_v_dim; ++d) partials.output(row, padded_v_dim)[d] = empty ? 0.0f : 6.0f;
   }
   c.out.assign(c.out.size(), -1.0f);
-  c.join(0, 1);
+  c.join();
   EXPECT_EQ(c.out[v_head_dim], 0);
   EXPECT_EQ(c.lse[1], -HUGE_VALF);
-  c.join(1, 2);
   EXPECT_EQ(c.out[5 * v_head_dim], 3);
   EXPECT_NEAR(c.lse[5], std::log(2.0 / 32), 1e-6);
 }

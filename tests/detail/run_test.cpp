@@ -8,7 +8,7 @@ namespace la = lambda_attention;
 using la::index_t;
 using la::detail::attention_job;
 using la::detail::job_list;
-using la::detail::parts_of;
+using la::detail::num_parts;
 using la::detail::queries_per_chunk;
 using la::detail::task;
 
@@ -63,8 +63,7 @@ TEST(JobList, TasksHoldEveryPartOfTheKeysOnce) {
                                                     token_of_stream(3, 10), token_of_stream(1, 0)};
     const job_list<float> list(jobs.data(), static_cast<index_t>(jobs.size()), workers);
     std::vector<std::vector<int>> times;
-    for (const auto& j : jobs)
-      times.emplace_back(static_cast<std::size_t>(parts_of(j.keys_seen()).count * j.num_kv_heads));
+    for (const auto& j : jobs) times.emplace_back(static_cast<std::size_t>(num_parts(j) * j.num_kv_heads));
     std::vector<index_t> head_sets;  // the first of each job
     for (const auto& j : jobs) head_sets.push_back(head_sets.empty() ? 0 : head_sets.back() + (&j - 1)->num_kv_heads);
     for (index_t number = 0; number < list.num_tasks(); ++number) {
@@ -75,11 +74,21 @@ TEST(JobList, TasksHoldEveryPartOfTheKeysOnce) {
       ASSERT_EQ(t.num_kv_heads, 1);
       ASSERT_LT(t.parts.first, t.parts.last);
       for (index_t part = t.parts.first; part < t.parts.last; ++part)
-        ++times[of_job].at(static_cast<std::size_t>(t.first_kv_head * parts_of(t.job->keys_seen()).count + part));
+        ++times[of_job].at(static_cast<std::size_t>(t.first_kv_head * num_parts(*t.job) + part));
     }
     for (std::size_t j = 0; j < jobs.size(); ++j)
       for (const int count : times[j]) ASSERT_EQ(count, jobs[j].by_position() ? 1 : 0) << workers << " workers";
   }
+}
+
+// Rows of a custom storage are copied by each task that needs them: one takes all parts.
+TEST(JobList, SharesOnlyKeysThatAreReadAsStored) {
+  attention_job<float> j = token_of_stream(1, 100000);
+  j.rows.window_values.format = la::row_format::custom;
+  const job_list<float> list(&j, 1, 4);
+  ASSERT_EQ(list.num_tasks(), 1);
+  EXPECT_EQ(list.at(0).parts.first, 0);
+  EXPECT_EQ(list.at(0).parts.last, num_parts(j));
 }
 
 TEST(JobList, SharesKeysWhereWorkersOutnumberTheHeads) {

@@ -32,7 +32,7 @@ class position_driver {
         far_turner_(kernels, job.encoding, job.head_dim(), scratch.far_angles),
         scratch_(scratch),
         partials_(partials),
-        parts_(parts_of(job.keys_seen())),
+        num_parts_(num_parts(job)),
         kv_head_(kv_head),
         first_head_(first_head),
         heads_(heads),
@@ -63,11 +63,12 @@ class position_driver {
   index_range keys_of(index_range parts, const key_bands& bands) const {
     index_t num_keys = 0;
     for (int b = 0; b < bands.count; ++b) num_keys += bands.band[b].keys.size();
-    return {min(num_keys, parts.first * parts_.keys_each), min(num_keys, parts.last * parts_.keys_each)};
+    const index_t keys_each = keys_per_part(num_keys);
+    return {min(num_keys, parts.first * keys_each), min(num_keys, parts.last * keys_each)};
   }
   // The partial result of the first of our heads.
   index_t partial_row(index_t query, index_t part) const {
-    return ((query - job_.first_query) * parts_.count + part) * job_.group() + first_head_ - kv_head_ * job_.group();
+    return ((query - job_.first_query) * num_parts_ + part) * job_.group() + first_head_ - kv_head_ * job_.group();
   }
 
   // Rows of all heads, turned to the query's own position and to the far one, padded with zeros.
@@ -192,7 +193,7 @@ class position_driver {
   row_turner<Real> far_turner_;
   worker_scratch<Real>& scratch_;
   const partial_results<Real>& partials_;
-  key_parts parts_;
+  index_t num_parts_;
   index_t kv_head_;
   index_t first_head_;
   index_t heads_;

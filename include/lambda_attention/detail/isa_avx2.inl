@@ -23,7 +23,7 @@ LAMBDA_ATTENTION_INLINE bool any(mask_of<double> mask) { return __builtin_ia32_m
 LAMBDA_ATTENTION_INLINE floats round_to_whole(floats x) { return __builtin_ia32_roundps256(x, 0); }
 LAMBDA_ATTENTION_INLINE doubles round_to_whole(doubles x) { return __builtin_ia32_roundpd256(x, 0); }
 
-// y * 2^n for a whole n in [-126, 127] ([-1022, 1023]); zero for n below.
+// y * 2^n for a whole n in [-125, 127] ([-1021, 1023]); zero for n below.
 LAMBDA_ATTENTION_INLINE floats scale_by_power(floats y, floats n) {
   using bits = bits_of_lanes<float>;
   const bits exponent = (bits) __builtin_convertvector(n, mask_of<float>) << 23;

@@ -37,7 +37,7 @@ LAMBDA_ATTENTION_INLINE Vector round_by_conversion(Vector x) {
 LAMBDA_ATTENTION_INLINE floats round_to_whole(floats x) { return round_by_conversion<float>(x); }
 LAMBDA_ATTENTION_INLINE doubles round_to_whole(doubles x) { return round_by_conversion<double>(x); }
 
-// y * 2^n for a whole n in [-126, 127] ([-1022, 1023]); zero for n below.
+// y * 2^n for a whole n in [-125, 127] ([-1021, 1023]); zero for n below.
 template <class Real, class Vector>
 LAMBDA_ATTENTION_INLINE Vector add_to_exponent(Vector y, Vector n, int mantissa_bits, Real lowest) {
   using bits = bits_of_lanes<Real>;

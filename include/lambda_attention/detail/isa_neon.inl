@@ -26,7 +26,7 @@ LAMBDA_ATTENTION_INLINE bool any(Mask mask) {
 LAMBDA_ATTENTION_INLINE floats round_to_whole(floats x) { return vrndnq_f32(x); }
 LAMBDA_ATTENTION_INLINE doubles round_to_whole(doubles x) { return vrndnq_f64(x); }
 
-// y * 2^n for a whole n in [-126, 127] ([-1022, 1023]); zero for n below.
+// y * 2^n for a whole n in [-125, 127] ([-1021, 1023]); zero for n below.
 LAMBDA_ATTENTION_INLINE floats scale_by_power(floats y, floats n) {
   using bits = bits_of_lanes<float>;
   const bits exponent = (bits)vshlq_n_s32(vcvtq_s32_f32(n), 23);

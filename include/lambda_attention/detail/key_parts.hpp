@@ -1,6 +1,6 @@
 // The keys of a query in parts, for queries that are taken one position at a time: threads that outnumber the KV heads share
-// the parts of a head. Where the cuts lie depends on how many keys there are and on nothing else, and parts are joined in
-// their order, so no bit of a result tells how many threads there were.
+// the parts of a head. Where the cuts lie depends on how many keys the query sees and on nothing else, and parts are joined
+// in their order, so no bit of a result tells how many threads there were, or which queries came along.
 //
 //     keys     0 ... 1039 | 1040 ... 2079 | 2080 ... 3119 | 3120 ... 4111      a query's, sinks first
 //     parts        0      |       1       |       2       |       3            each: max, sum, weighted values
@@ -24,22 +24,21 @@ namespace detail {
 inline constexpr index_t fewest_keys_per_part = 1024;
 inline constexpr index_t most_parts = 64;
 
-struct key_parts {
-  index_t count;
-  index_t keys_each;  // the last part has what is left
-};
+// Parts of so many keys; of fewer, never more.
+constexpr index_t num_parts_of(index_t num_keys) { return max(1, min(most_parts, num_keys / fewest_keys_per_part)); }
 
-// Never more for fewer keys, and never fewer than parts_of() has.
-constexpr index_t most_parts_of(index_t num_keys) { return max(1, min(most_parts, num_keys / fewest_keys_per_part)); }
-
-// Even parts, each of which begins where a vector of scores does.
-constexpr key_parts parts_of(index_t num_keys) {
-  const index_t wanted = most_parts_of(num_keys);
-  const index_t keys_each = max(row_multiple, round_up(divide_up(num_keys, wanted), row_multiple));
-  return {max(1, divide_up(num_keys, keys_each)), keys_each};
+// Even parts, each of which begins where a vector of scores does; the last has what is left.
+constexpr index_t keys_per_part(index_t num_keys) {
+  return max(row_multiple, round_up(divide_up(num_keys, num_parts_of(num_keys)), row_multiple));
 }
 
-// What the parts gave for all queries of a job and all heads of a KV head.
+// Parts that a task finds for each query of a job: some see fewer keys, and leave the last part empty.
+template <class Real>
+index_t num_parts(const attention_job<Real>& job) {
+  return num_parts_of(job.keys_seen());
+}
+
+// What the parts gave for all queries of a job and all heads of a KV head, and how many parts are done.
 template <class Real>
 class partial_results {
  public:
@@ -74,30 +73,30 @@ class partial_results {
 //     out = sum_p 2^(max_p - max) output_p / sum_p 2^(max_p - max) sum_p
 template <class Real>
 void join_parts(const kernel_table<Real>& kernels, const attention_job<Real>& job,
-                const partial_results<Real>& partials, index_t num_parts, index_t first_row, index_t token,
-                index_t head, Real* row) {
+                const partial_results<Real>& partials, index_t first_row, index_t token, index_t head, Real* row) {
+  const index_t count = num_parts(job);
   const index_t padded_v_dim = round_up(job.v_head_dim(), row_multiple);
   Real most = partials.max(first_row), sum = 0, weights[most_parts];
-  for (index_t p = 1; p < num_parts; ++p) {
+  for (index_t p = 1; p < count; ++p) {
     const Real max_of_part = partials.max(first_row + p * job.group());
     if (max_of_part > most) most = max_of_part;
   }
-  for (index_t p = 0; p < num_parts; ++p) {
+  for (index_t p = 0; p < count; ++p) {
     const index_t partial = first_row + p * job.group();
     weights[p] =
         static_cast<Real>(__builtin_exp2(static_cast<double>(partials.max(partial)) - static_cast<double>(most)));
     sum += weights[p] * partials.sum(partial);
   }
   const Real scale = normaliser(sum, most, sink_logit_of(job, head));
-  for (index_t p = 0; p < num_parts; ++p) weights[p] *= scale;
+  for (index_t p = 0; p < count; ++p) weights[p] *= scale;
 
   stored_rows outputs = {};
   outputs.format = native_format<Real>;
   outputs.values = reinterpret_cast<const unsigned char*>(partials.output(first_row, padded_v_dim));
   outputs.value_row_bytes = job.group() * padded_v_dim * static_cast<index_t>(sizeof(Real));
-  outputs.num_keys = num_parts;
+  outputs.num_keys = count;
   for (index_t d = 0; d < padded_v_dim; ++d) row[d] = 0;
-  job.one_position->add_values(weights, num_parts, 1, padded_v_dim, outputs, row);
+  job.one_position->add_values(weights, count, 1, padded_v_dim, outputs, row);
   write_output(kernels, job, token, head, row);
   write_lse(job, token, head, sum, most);
 }
@@ -106,10 +105,10 @@ void join_parts(const kernel_table<Real>& kernels, const attention_job<Real>& jo
 template <class Real>
 void join_parts(const kernel_table<Real>& kernels, const attention_job<Real>& job,
                 const partial_results<Real>& partials, index_t kv_head, Real* row) {
-  const index_t num_parts = parts_of(job.keys_seen()).count, group = job.group();
+  const index_t count = num_parts(job), group = job.group();
   for (index_t token = 0; token < job.q.tokens; ++token)
     for (index_t h = 0; h < group; ++h)
-      join_parts(kernels, job, partials, num_parts, token * num_parts * group + h, token, kv_head * group + h, row);
+      join_parts(kernels, job, partials, token * count * group + h, token, kv_head * group + h, row);
 }
 
 }  // namespace detail

@@ -42,8 +42,7 @@ void attend_parts(const kernel_table<Real>& kernels, const attention_job<Real>& 
     position_driver<Real>(kernels, job, rows, turner, scratch, partials, kv_head, first_head + done,
                           min(most_heads_by_position, job.group() - done))
         .run(first, last, parts);
-  if (partials.complete(parts.size(), parts_of(job.keys_seen()).count))
-    join_parts(kernels, job, partials, kv_head, scratch.output);
+  if (partials.complete(parts.size(), num_parts(job))) join_parts(kernels, job, partials, kv_head, scratch.output);
 }
 
 // The same in tiles.
@@ -91,7 +90,8 @@ inline constexpr index_t tasks_per_worker = 4;
 constexpr index_t tasks_per_head_set(index_t head_sets, index_t num_workers) {
   return num_workers <= 1 || head_sets == 0 ? 1 : divide_up(tasks_per_worker * num_workers, head_sets);
 }
-// The same along the keys of a query, where tasks take equally long and are short: as few as give every worker as much.
+// The same along the keys of queries taken one position at a time, which are short tasks, and equal in one stream: as few as
+// give every worker as much.
 constexpr index_t tasks_that_share_keys(index_t head_sets, index_t num_workers) {
   index_t tasks = 1;
   if (head_sets < tasks_per_worker * num_workers)
@@ -133,14 +133,14 @@ class job_list {
     const attention_job<Real>& job = *t.job;
     const index_t head_set = number % num_head_sets(job), run = number / num_head_sets(job);
     const index_t heads = heads_per_task(job), queries = queries_per_task(job), parts = parts_per_task(job);
-    const index_t runs_of_parts = divide_up(num_parts(job), parts);
+    const index_t runs_of_parts = divide_up(parts_of(job), parts);
     t.head_set += head_set;
     t.first_kv_head = head_set * heads;
     t.num_kv_heads = min(heads, job.num_kv_heads - t.first_kv_head);
     t.first_query = job.first_query + run / runs_of_parts * queries;
     t.last_query = min(t.first_query + queries, job.num_tokens());
     t.parts.first = run % runs_of_parts * parts;
-    t.parts.last = min(t.parts.first + parts, num_parts(job));
+    t.parts.last = min(t.parts.first + parts, parts_of(job));
     return t;
   }
 
@@ -150,14 +150,12 @@ class job_list {
   index_t queries_per_task(const attention_job<Real>& job) const {
     return round_up(max(divide_up(job.q.tokens, tasks_per_head_set_), fewest_queries), queries_per_chunk);
   }
-  static index_t num_parts(const attention_job<Real>& job) {
-    return job.by_position() ? parts_of(job.keys_seen()).count : 1;
-  }
+  static index_t parts_of(const attention_job<Real>& job) { return job.by_position() ? num_parts(job) : 1; }
   index_t parts_per_task(const attention_job<Real>& job) const {
-    return job.as_stored() ? divide_up(num_parts(job), tasks_that_share_keys_) : num_parts(job);
+    return job.as_stored() ? divide_up(parts_of(job), tasks_that_share_keys_) : parts_of(job);
   }
   index_t num_tasks(const attention_job<Real>& job) const {
-    return divide_up(job.q.tokens, queries_per_task(job)) * divide_up(num_parts(job), parts_per_task(job)) *
+    return divide_up(job.q.tokens, queries_per_task(job)) * divide_up(parts_of(job), parts_per_task(job)) *
            num_head_sets(job);
   }
 
@@ -222,12 +220,13 @@ struct task_function {
   const job_list<Real>& list;
   const call_scratch<Real>& scratch;
   unsigned char* memory;
+  bool keys_are_shared;
 
   void operator()(index_t number, index_t worker) const noexcept {
     const task<Real> t = list.at(number);
     worker_scratch<Real> own = scratch.worker(memory, worker);
-    partial_results<Real> partials = scratch.partials(memory, scratch.keys_are_shared() ? t.head_set : worker);
-    if (!scratch.keys_are_shared()) partials.begin();
+    partial_results<Real> partials = scratch.partials(memory, keys_are_shared ? t.head_set : worker);
+    if (!keys_are_shared) partials.begin();
     run_task(kernels, t, own, partials);
   }
 };
@@ -238,9 +237,10 @@ void run_jobs(const kernel_table<Real>& kernels, const job_list<Real>& list, wor
               Executor& executor) {
   const call_scratch<Real> scratch(kernels, list);
   unsigned char* const place = reinterpret_cast<unsigned char*>(memory.data()) + used;
-  if (scratch.keys_are_shared())
+  const bool keys_are_shared = scratch.keys_are_shared();
+  if (keys_are_shared)
     for (index_t p = 0; p < scratch.num_partials(); ++p) scratch.partials(place, p).begin();
-  const task_function<Real> function{kernels, list, scratch, place};
+  const task_function<Real> function{kernels, list, scratch, place, keys_are_shared};
   if (const index_t num_tasks = list.num_tasks()) executor.run(num_tasks, function);
 }
 

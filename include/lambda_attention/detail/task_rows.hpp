@@ -267,7 +267,7 @@ void add_sizes(const kernel_table<Real>& kernels, const attention_job<Real>& job
   const index_t keys = job.keys_seen(), heads = min(job.group(), most_heads_by_position);
   sizes.width = max(sizes.width, heads);
   sizes.scores = max(sizes.scores, heads * round_up(keys + row_multiple, row_multiple));
-  sizes.partial_rows = max(sizes.partial_rows, job.q.tokens * job.group() * most_parts_of(keys));
+  sizes.partial_rows = max(sizes.partial_rows, job.q.tokens * job.group() * num_parts(job));
 }
 
 }  // namespace detail
