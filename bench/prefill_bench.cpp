@@ -27,6 +27,7 @@ void add_all() {
   add<bench::half>({});
   add<bench::bfloat16>({});
   add<float>(with([](auto& given) { given.window = 4096; }));
+  add<bench::bfloat16>(with([](auto& given) { given.window = 4096; }));
   for (const index_t head_dim : {64, 96, 256}) add<float>(with([&](auto& given) { given.head_dim = head_dim; }));
   for (const index_t num_kv_heads : {2, 1}) add<float>(with([&](auto& given) { given.num_kv_heads = num_kv_heads; }));
   for (const isa_level isa : {isa_level::baseline, isa_level::avx2})

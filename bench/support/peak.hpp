@@ -134,9 +134,12 @@ class read_buffer {
 
   /// Bytes a second of threads that each read a part of it from end to end: the best of a few passes.
   double bandwidth(isa_level level, int num_threads = 1) const {
-    const index_t part = values_.size() / block / num_threads * block;
-    return sum_over_threads(num_threads,
-                            [&](int thread) { return bandwidth_of_part(level, values_.data() + thread * part, part); });
+    // Where threads outnumber the blocks, some read the same.
+    const index_t part = std::max<index_t>(1, values_.size() / block / num_threads) * block;
+    const index_t num_parts = values_.size() / part;
+    return sum_over_threads(num_threads, [&](int thread) {
+      return bandwidth_of_part(level, values_.data() + thread % num_parts * part, part);
+    });
   }
 
  private:

@@ -139,12 +139,7 @@ class position_driver {
     const bool at_once = heads_at_once(heads_, max_tile_vectors) == heads_;
     const index_t rows_per_pass = at_once ? run.num_keys : 128;
     for (index_t done = 0; done < run.num_keys; done += rows_per_pass) {
-      stored_rows rows = run;
-      rows.keys += done * run.key_row_bytes;
-      rows.values += done * run.value_row_bytes;
-      if (run.key_scales != nullptr) rows.key_scales += done;
-      if (run.value_scales != nullptr) rows.value_scales += done;
-      rows.num_keys = min(rows_per_pass, run.num_keys - done);
+      const stored_rows rows = run.part(done, rows_per_pass);
       for (index_t head = 0; head < heads_;) {
         const int heads = heads_at_once(heads_ - head, max_tile_vectors);
         pass(rows, done, head, heads);

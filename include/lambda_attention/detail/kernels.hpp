@@ -108,6 +108,17 @@ struct stored_rows {
   index_t key_row_bytes;
   index_t value_row_bytes;
   index_t num_keys;
+
+  // At most `most` rows from `first` on.
+  stored_rows part(index_t first, index_t most) const {
+    stored_rows rows = *this;
+    rows.keys += first * key_row_bytes;
+    rows.values += first * value_row_bytes;
+    if (key_scales != nullptr) rows.key_scales += first;
+    if (value_scales != nullptr) rows.value_scales += first;
+    rows.num_keys = min(most, num_keys - first);
+    return rows;
+  }
 };
 
 // The kernels are in three tables, for a unit compiles those of the tables that it asks for: most of the time is theirs.

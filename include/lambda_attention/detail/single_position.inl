@@ -56,23 +56,12 @@ inline constexpr int columns_of_smaller_run = Columns == 8 ? 4 : 1;
 inline constexpr bool one_head_at_a_time = vector_bytes == 16 && num_registers == 16;
 inline constexpr index_t rows_for_all_heads = 64;
 
-// At most `most` rows from `first` on.
-LAMBDA_ATTENTION_INLINE stored_rows rows_from(const stored_rows& rows, index_t first, index_t most) {
-  stored_rows part = rows;
-  part.keys += first * rows.key_row_bytes;
-  part.values += first * rows.value_row_bytes;
-  if (rows.key_scales != nullptr) part.key_scales += first;
-  if (rows.value_scales != nullptr) part.value_scales += first;
-  part.num_keys = rows.num_keys - first < most ? rows.num_keys - first : most;
-  return part;
-}
-
 template <row_format Format, class Real>
 void score_rows_in(const Real* queries, int heads, index_t padded_dim, const stored_rows& rows, Real* scores,
                    index_t score_stride) {
   if constexpr (one_head_at_a_time) {
     for (index_t first = 0; first < rows.num_keys; first += rows_for_all_heads) {
-      const stored_rows part = rows_from(rows, first, rows_for_all_heads);
+      const stored_rows part = rows.part(first, rows_for_all_heads);
       for (int h = 0; h < heads; ++h)
         score_rows_of<Format, 1>(queries + h * padded_dim, padded_dim, part, scores + h * score_stride + first,
                                  score_stride);
@@ -197,7 +186,7 @@ void add_values_in(const Real* weights, index_t weight_stride, int heads, index_
                    Real* output) {
   if constexpr (one_head_at_a_time) {
     for (index_t first = 0; first < rows.num_keys; first += rows_for_all_heads) {
-      const stored_rows part = rows_from(rows, first, rows_for_all_heads);
+      const stored_rows part = rows.part(first, rows_for_all_heads);
       for (int h = 0; h < heads; ++h)
         add_values_of<Format, 1>(weights + h * weight_stride + first, weight_stride, padded_dim, part,
                                  output + h * padded_dim);

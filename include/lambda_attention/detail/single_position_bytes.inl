@@ -245,7 +245,7 @@ inline bool add_bytes(const float* weights, index_t weight_stride, int heads, in
 inline void add_values_in_bytes(const float* weights, index_t weight_stride, int heads, index_t padded_dim,
                                 const stored_rows& rows, float* output) {
   for (index_t first = 0; first < rows.num_keys; first += keys_per_unit) {
-    const stored_rows block = rows_from(rows, first, keys_per_unit);
+    const stored_rows block = rows.part(first, keys_per_unit);
     if (!add_bytes(weights + first, weight_stride, heads, padded_dim, block, output))
       avx512::add_values<float>(weights + first, weight_stride, heads, padded_dim, block, output);
   }
