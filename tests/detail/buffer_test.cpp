@@ -22,6 +22,18 @@ TEST(Buffer, IsZerosAtFirstAndAligned) {
   }
 }
 
+TEST(Buffer, BeginsWithAHugePageWhereItHasOne) {
+  constexpr la::index_t page = la::detail::huge_page;
+  for (const la::index_t size : {page, page + 1, 3 * page - 1}) {
+    buffer<char> b(size);
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(b.data()) % page, 0u);
+    b[size - 1] = 1;
+    const buffer<char> copy = b;
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(copy.data()) % page, 0u);
+    EXPECT_EQ(copy[size - 1], 1);
+  }
+}
+
 TEST(Buffer, MayBeEmpty) {
   EXPECT_EQ(buffer<int>().data(), nullptr);
   const buffer<int> empty(0);

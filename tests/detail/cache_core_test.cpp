@@ -6,6 +6,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <vector>
 
 namespace la = lambda_attention;
@@ -56,23 +58,29 @@ float value(const core& cache, index_t token) { return row_of(cache.rows().windo
 }  // namespace
 
 TEST(RowRing, KeepsTheNewestRowsOfEachHead) {
-  la::detail::row_ring<float> ring(la::detail::functions_of<la::int8>(), 2, 4, 3);
+  const la::detail::row_ring<float> ring(la::detail::functions_of<la::int8>(), 2, 4, 3, 64);
+  EXPECT_EQ(ring.end_byte(), 64 + 4 * 16 + 64);  // rows of 16 bytes, and a cache line for their scales
+  std::vector<float> memory(2 * 192 / sizeof(float), -1);
+  unsigned char* const blocks = reinterpret_cast<unsigned char*>(memory.data());
   for (index_t token = 0; token < 11; ++token) {
     for (index_t head = 0; head < 2; ++head) {
       const float number = static_cast<float>(100 * head + token + 1);
       const float row[] = {number, -number, 0};
-      ring.write(kernels, head, token, row);
+      ring.write(kernels, blocks + head * 192, token, row);
     }
   }
   for (index_t token = 7; token < 11; ++token) {
     for (index_t head = 0; head < 2; ++head) {
-      const std::vector<float> row = row_of(ring.store(), head, token);
+      const std::vector<float> row = row_of(ring.store(blocks, 192), head, token);
       EXPECT_FLOAT_EQ(row[0], static_cast<float>(100 * head + token + 1));
       EXPECT_FLOAT_EQ(row[1], -row[0]);
       EXPECT_EQ(row[2], 0);
     }
   }
-  EXPECT_EQ(ring.bytes(), 2 * 4 * (16 + 4));  // rows of 16 bytes, and their scales
+  for (const std::size_t block : {0, 192}) {  // in its own part of a block it stays
+    EXPECT_EQ(memory[block / sizeof(float)], -1);
+    EXPECT_EQ(memory[(block + 64 + 4 * 16 + 4 * sizeof(float)) / sizeof(float)], -1);
+  }
 }
 
 // The table of the design: what is kept depends on what queries can ask for.
@@ -164,6 +172,31 @@ TEST(CacheCore, KnowsWhatAFailedStepHasOverwritten) {
   cache.clear();
   EXPECT_EQ(cache.num_tokens(), 0);
   EXPECT_EQ(cache.newest_held(), max_append);
+}
+
+// What one head has is one piece of memory, in the order in which decoding reads it.
+TEST(CacheCore, LaysTheRowsOfAHeadOneAfterTheOther) {
+  const core cache = {{{la::lambda_shape{3, 20, 6}, true}, true, 2, dim, v_dim, max_append, 0},
+                      la::detail::functions_of<la::int8>(),
+                      la::detail::functions_of<la::f32>()};
+  const la::detail::key_value_rows<float> rows = cache.rows();
+  const unsigned char* end = rows.keys[0].data;
+  for (const auto* store :
+       {&rows.keys[0], &rows.keys[1], &rows.keys[2], &rows.keys[3], &rows.sink_values, &rows.window_values}) {
+    EXPECT_GE(store->data, end);
+    EXPECT_LT(store->data, end + la::detail::buffer_alignment);
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(store->data) % la::detail::buffer_alignment, 0u);
+    EXPECT_EQ(store->head_bytes, rows.keys[0].head_bytes);
+    end = store->row(0, 0) + store->capacity * store->row_bytes;
+    if (store->scales != nullptr) {
+      const unsigned char* const scales = reinterpret_cast<const unsigned char*>(store->scale(0, 0));
+      EXPECT_GE(scales, end);
+      end = scales + static_cast<std::size_t>(store->capacity) * sizeof(float);
+    }
+  }
+  const unsigned char* const next_head = rows.keys[0].row(1, 0);
+  EXPECT_GE(next_head, end);
+  EXPECT_LT(next_head, end + la::detail::buffer_alignment);
 }
 
 TEST(CacheCore, CountsItsBytes) {

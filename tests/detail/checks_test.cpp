@@ -57,7 +57,8 @@ std::vector<unsigned char> bytes_of(const cache_type& cache) {
   std::vector<unsigned char> bytes;
   for (const auto* store :
        {&rows.keys[0], &rows.keys[1], &rows.keys[2], &rows.keys[3], &rows.sink_values, &rows.window_values})
-    bytes.insert(bytes.end(), store->data, store->data + store->head_bytes * cache.num_kv_heads());
+    for (index_t head = 0; head < cache.num_kv_heads(); ++head)
+      bytes.insert(bytes.end(), store->row(head, 0), store->row(head, 0) + store->capacity * store->row_bytes);
   return bytes;
 }
 

@@ -70,10 +70,10 @@ TEST(RowStore, ReadsEveryElementType) {
   EXPECT_EQ((read<double, number>()), wide);
 }
 
-// [heads][capacity] rows; key j in slot j % capacity, with its scale.
+// [heads][capacity] rows; key j in slot j % capacity, with its scale, which are as far apart from head to head as rows are.
 TEST(RowStore, OfARingFindsTheSlotOfAKey) {
   std::vector<std::int8_t> bytes(2 * 4 * 16);
-  std::vector<float> scales(2 * 4);
+  std::vector<float> scales(16 + 4);
   row_store<float> store;
   store.format = row_format::int8;
   store.data = reinterpret_cast<const unsigned char*>(bytes.data());
@@ -83,7 +83,7 @@ TEST(RowStore, OfARingFindsTheSlotOfAKey) {
   store.capacity = 4;
   store.dim = 3;
   bytes[64 + 2 * 16 + 1] = -5;
-  scales[4 + 2] = 0.5f;
+  scales[16 + 2] = 0.5f;
   for (const index_t key : {2, 6, 4002}) {
     EXPECT_EQ(store.row(1, key), store.data + 64 + 32);
     EXPECT_EQ(*store.scale(1, key), 0.5f);

@@ -21,14 +21,15 @@ namespace detail {
 inline constexpr std::size_t buffer_alignment = 64;
 inline constexpr std::size_t huge_page = std::size_t{1} << 21;
 
-// Asks for huge pages where they lie wholly inside a block, so that no more memory is taken: a core reads a ring a quarter
-// faster when it does not have to look up a page every 4 KiB.
+// A core reads memory a quarter faster when it does not have to look up a page every 4 KiB. So what is as large as a huge
+// page begins with one, and as many are asked for as lie wholly inside: no more memory is taken.
+inline std::align_val_t alignment_for(std::size_t bytes) {
+  return std::align_val_t{bytes < huge_page ? buffer_alignment : huge_page};
+}
 inline void ask_for_huge_pages(void* block, std::size_t bytes) {
 #if defined(__linux__)
-  const std::size_t before = (huge_page - reinterpret_cast<std::uintptr_t>(block) % huge_page) % huge_page;
-  if (bytes < before + huge_page) return;
-  const std::size_t inside = (bytes - before) / huge_page * huge_page;
-  static_cast<void>(madvise(static_cast<unsigned char*>(block) + before, inside, MADV_HUGEPAGE));
+  if (const std::size_t inside = bytes / huge_page * huge_page)
+    static_cast<void>(madvise(block, inside, MADV_HUGEPAGE));
 #else
   static_cast<void>(block);
   static_cast<void>(bytes);
@@ -54,7 +55,7 @@ class buffer {
     swap(other);
     return *this;
   }
-  ~buffer() { ::operator delete (data_, std::align_val_t{buffer_alignment}); }
+  ~buffer() { ::operator delete(data_, alignment_for(bytes())); }
 
   T* data() { return data_; }
   const T* data() const { return data_; }
@@ -69,7 +70,7 @@ class buffer {
     index_t bytes = 0;
     if (size < 0 || !multiply(size, sizeof(T), &bytes)) refuse("buffer: %lld elements do not fit", printable(size));
     const std::size_t size_in_bytes = static_cast<std::size_t>(bytes);
-    void* const block = ::operator new (size_in_bytes, std::align_val_t{buffer_alignment});
+    void* const block = ::operator new(size_in_bytes, alignment_for(size_in_bytes));
     ask_for_huge_pages(block, size_in_bytes);
     return static_cast<T*>(block);
   }

@@ -39,39 +39,46 @@ storage_functions<typename Storage::compute_type> functions_of() {
 //
 //      slot      0    1    2    3    4    5    6    7        capacity 8, 11 tokens seen: token 8 has overwritten
 //      token     8    9   10    3    4    5    6    7        token 0, and so on; token 11 will overwrite token 3
+//
+// Rows, and behind them their scales, lie from `first_byte` on in the block that their head has with all rings.
 template <class Real>
 class row_ring {
  public:
-  row_ring() = default;
-  row_ring(const storage_functions<Real>& storage, index_t num_heads, index_t num_rows, index_t row_dim)
+  row_ring(const storage_functions<Real>& storage, index_t num_heads, index_t num_rows, index_t row_dim,
+           index_t first_byte)
       : storage_(storage),
         capacity_(num_rows),
         dim_(row_dim),
         row_bytes_(round_up(storage.row_bytes(round_up(row_dim, row_multiple)), 16)),
-        rows_(checked_bytes(num_heads, num_rows, row_bytes_)),
-        scales_(has_scales() ? num_heads * num_rows : 0) {}
+        first_byte_(first_byte),
+        first_scale_byte_(first_byte + bytes_of_rows(num_heads, num_rows, row_bytes_)) {}
 
   index_t capacity() const { return capacity_; }
   const pair_kernels<Real>* pairs(isa_level isa) const {
     return storage_.pairs == nullptr ? nullptr : storage_.pairs(isa);
   }
-  index_t bytes() const { return static_cast<index_t>(rows_.bytes() + scales_.bytes()); }
-
-  void write(const kernel_table<Real>& kernels, index_t head, index_t token, const Real* row) {
-    const index_t slot = head * capacity_ + token % capacity_;
-    unsigned char* const stored = rows_.data() + slot * row_bytes_;
-    const float scale = storage_.format == row_format::custom ? storage_.encode(row, dim_, stored)
-                                                              : kernels.write_row(storage_.format, row, dim_, stored);
-    if (has_scales()) scales_[slot] = scale;
+  // Where the next ring of a head's block may begin.
+  index_t end_byte() const {
+    const index_t scale_bytes = has_scales() ? capacity_ * static_cast<index_t>(sizeof(float)) : 0;
+    return round_up(first_scale_byte_ + scale_bytes, buffer_alignment);
   }
 
-  row_store<Real> store() const {
+  void write(const kernel_table<Real>& kernels, unsigned char* block, index_t token, const Real* row) const {
+    const index_t slot = token % capacity_;
+    unsigned char* const stored = block + first_byte_ + slot * row_bytes_;
+    const float scale = storage_.format == row_format::custom ? storage_.encode(row, dim_, stored)
+                                                              : kernels.write_row(storage_.format, row, dim_, stored);
+    if (has_scales()) reinterpret_cast<float*>(block + first_scale_byte_)[slot] = scale;
+  }
+
+  // Of heads whose blocks lie one after the other.
+  row_store<Real> store(const unsigned char* blocks, index_t block_bytes) const {
     row_store<Real> store;
     store.format = storage_.format;
-    store.data = rows_.data();
-    store.scales = has_scales() ? scales_.data() : nullptr;
+    store.data = blocks + first_byte_;
+    store.scales = has_scales() ? reinterpret_cast<const float*>(blocks + first_scale_byte_) : nullptr;
     store.row_bytes = row_bytes_;
-    store.head_bytes = row_bytes_ * capacity_;
+    store.head_bytes = block_bytes;
     store.capacity = max(1, capacity_);
     store.dim = dim_;
     store.decode = storage_.decode;
@@ -82,20 +89,20 @@ class row_ring {
   // Formats in which rows need no scale to be read.
   bool has_scales() const { return storage_.format == row_format::int8 || storage_.format == row_format::custom; }
 
-  static index_t checked_bytes(index_t heads, index_t capacity, index_t row_bytes) {
+  static index_t bytes_of_rows(index_t heads, index_t capacity, index_t row_bytes) {
     index_t rows = 0, bytes = 0;
     if (!multiply(heads, capacity, &rows) || !multiply(rows, row_bytes, &bytes) || bytes > (INT64_MAX >> 8))
       refuse("kv_cache: expected a cache that fits in memory, got %lld heads of %lld rows of %lld bytes",
              printable(heads), printable(capacity), printable(row_bytes));
-    return bytes;
+    return round_up(capacity * row_bytes, buffer_alignment);
   }
 
-  storage_functions<Real> storage_ = {};
-  index_t capacity_ = 0;
-  index_t dim_ = 0;
-  index_t row_bytes_ = 0;
-  buffer<unsigned char> rows_;
-  buffer<float> scales_;
+  storage_functions<Real> storage_;
+  index_t capacity_;
+  index_t dim_;
+  index_t row_bytes_;
+  index_t first_byte_;
+  index_t first_scale_byte_;
 };
 
 // Sinks and rings of one stream in one layer. What is kept depends on what queries can ask for:
@@ -103,6 +110,9 @@ class row_ring {
 //     no rotation                     one ring, one copy of the sinks
 //     rotation, limit >= window - 1   one ring of rotated rows; sinks rotated (while near) and as R(0)k (once far)
 //     rotation, limit <  window - 1   a ring of rotated rows for the newest limit + 1, a ring of R(0)k for the window
+//
+// All that one head has is one block, in the order in which decoding reads it, and all blocks are one piece of memory: what
+// is read goes on where it left off, and few of its pages are small ones.
 template <class Real>
 class cache_core {
  public:
@@ -118,12 +128,14 @@ class cache_core {
 
   cache_core(const geometry& g, const storage_functions<Real>& storage, const storage_functions<Real>& sinks)
       : geometry_(g),
-        window_near_(storage, g.num_kv_heads, ring_rows(near_window()), g.head_dim),
-        window_far_(storage, g.num_kv_heads, has_far_window() ? ring_rows(g.plan.shape.window) : 0, g.head_dim),
-        window_values_(storage, g.num_kv_heads, ring_rows(g.plan.shape.window), g.v_head_dim),
-        sinks_near_(sinks, g.num_kv_heads, g.plan.shape.num_sinks, g.head_dim),
-        sinks_far_(sinks, g.num_kv_heads, has_far_sinks() ? g.plan.shape.num_sinks : 0, g.head_dim),
-        sink_values_(sinks, g.num_kv_heads, g.plan.shape.num_sinks, g.v_head_dim) {}
+        sinks_near_(sinks, g.num_kv_heads, num_sinks(), g.head_dim, 0),
+        sinks_far_(sinks, g.num_kv_heads, has_far_sinks() ? num_sinks() : 0, g.head_dim, sinks_near_.end_byte()),
+        window_far_(storage, g.num_kv_heads, has_far_window() ? ring_rows(window()) : 0, g.head_dim,
+                    sinks_far_.end_byte()),
+        window_near_(storage, g.num_kv_heads, ring_rows(near_window()), g.head_dim, window_far_.end_byte()),
+        sink_values_(sinks, g.num_kv_heads, num_sinks(), g.v_head_dim, window_near_.end_byte()),
+        window_values_(storage, g.num_kv_heads, ring_rows(window()), g.v_head_dim, sink_values_.end_byte()),
+        blocks_(g.num_kv_heads * block_bytes()) {}
 
   const geometry& shape() const { return geometry_; }
   // Kernels for what the rings hold; null where that is not taken in pairs.
@@ -137,10 +149,7 @@ class cache_core {
   // How many of the newest tokens still have all the keys that their queries see.
   index_t newest_held() const { return max(0, geometry_.max_append - (num_written_ - num_tokens_)); }
 
-  index_t bytes() const {
-    return static_cast<index_t>(sizeof *this) + window_near_.bytes() + window_far_.bytes() + window_values_.bytes() +
-           sinks_near_.bytes() + sinks_far_.bytes() + sink_values_.bytes();
-  }
+  index_t bytes() const { return static_cast<index_t>(sizeof *this + blocks_.bytes()); }
 
   // Writes the rows of the tokens num_tokens() ..., without counting them in: until commit(), tokens that come later find
   // the cache as it was.
@@ -154,7 +163,7 @@ class cache_core {
     num_written_ = max(num_written_, num_tokens_ + k.tokens);
     const row_store<Real> keys = store_of<Real>(k), values = store_of<Real>(v);
     // Tokens between the sinks and the newest that the rings hold are not kept.
-    const index_t end_of_sinks = min(max(0, geometry_.plan.shape.num_sinks - num_tokens_), k.tokens);
+    const index_t end_of_sinks = min(max(0, num_sinks() - num_tokens_), k.tokens);
     const index_t first_in_rings = max(end_of_sinks, k.tokens - window_values_.capacity());
     for (const index_range kept : {index_range{0, end_of_sinks}, index_range{first_in_rings, k.tokens}}) {
       for (index_t first = kept.first, last; first < kept.last; first = last) {
@@ -172,22 +181,26 @@ class cache_core {
 
   key_value_rows<Real> rows() const {
     key_value_rows<Real> rows;
-    rows.keys[static_cast<int>(key_kind::sinks_near)] = sinks_near_.store();
-    rows.keys[static_cast<int>(key_kind::sinks_far)] = (has_far_sinks() ? sinks_far_ : sinks_near_).store();
-    rows.keys[static_cast<int>(key_kind::window_near)] = window_near_.store();
-    rows.keys[static_cast<int>(key_kind::window_far)] = (has_far_window() ? window_far_ : window_near_).store();
+    const auto store_of_ring = [this](const row_ring<Real>& ring) { return ring.store(blocks_.data(), block_bytes()); };
+    rows.keys[static_cast<int>(key_kind::sinks_near)] = store_of_ring(sinks_near_);
+    rows.keys[static_cast<int>(key_kind::sinks_far)] = store_of_ring(has_far_sinks() ? sinks_far_ : sinks_near_);
+    rows.keys[static_cast<int>(key_kind::window_near)] = store_of_ring(window_near_);
+    rows.keys[static_cast<int>(key_kind::window_far)] = store_of_ring(has_far_window() ? window_far_ : window_near_);
     for (row_treatment& treatment : rows.treatment) treatment = row_treatment::as_stored;
-    rows.sink_values = sink_values_.store();
-    rows.window_values = window_values_.store();
+    rows.sink_values = store_of_ring(sink_values_);
+    rows.window_values = store_of_ring(window_values_);
     rows.as_stored_by_a_cache = true;
     return rows;
   }
 
  private:
-  bool has_far_window() const { return geometry_.rotates && geometry_.plan.limit() < geometry_.plan.shape.window - 1; }
+  index_t num_sinks() const { return geometry_.plan.shape.num_sinks; }
+  index_t window() const { return geometry_.plan.shape.window; }
+  bool has_far_window() const { return geometry_.rotates && geometry_.plan.limit() < window() - 1; }
   bool has_far_sinks() const { return geometry_.rotates && !geometry_.plan.slots(); }
-  index_t near_window() const { return has_far_window() ? geometry_.plan.limit() + 1 : geometry_.plan.shape.window; }
+  index_t near_window() const { return has_far_window() ? geometry_.plan.limit() + 1 : window(); }
   index_t ring_rows(index_t window) const { return max(window, 1) - 1 + geometry_.max_append; }
+  index_t block_bytes() const { return window_values_.end_byte(); }
 
   // Tokens whose angles are computed in one go.
   static constexpr index_t tokens_together = 16;
@@ -196,28 +209,30 @@ class cache_core {
   void write_row(const kernel_table<Real>& kernels, const row_store<Real>& keys, const row_store<Real>& values,
                  index_t i, index_t head, const row_turner<Real>& own, index_t place, const row_turner<Real>& zero) {
     const index_t token = num_tokens_ + i;
-    const bool sink = token < geometry_.plan.shape.num_sinks;
+    const bool sink = token < num_sinks();
+    unsigned char* const block = blocks_.data() + head * block_bytes();
     Real room[max_head_dim], turned[max_head_dim];
     const Real* const key = keys.numbers(kernels, keys.row(head, i), 1.0f, room);
     own.turn(key, turned, place);
-    (sink ? sinks_near_ : window_near_).write(kernels, head, token, turned);
+    (sink ? sinks_near_ : window_near_).write(kernels, block, token, turned);
     if (sink ? has_far_sinks() : has_far_window()) {
       zero.turn(key, turned);
-      (sink ? sinks_far_ : window_far_).write(kernels, head, token, turned);
+      (sink ? sinks_far_ : window_far_).write(kernels, block, token, turned);
     }
     const Real* const value = values.numbers(kernels, values.row(head, i), 1.0f, room);
-    (sink ? sink_values_ : window_values_).write(kernels, head, token, value);
+    (sink ? sink_values_ : window_values_).write(kernels, block, token, value);
   }
 
   geometry geometry_;
   index_t num_tokens_ = 0;
   index_t num_written_ = 0;  // more than num_tokens_ while a step runs, and after one that failed
-  row_ring<Real> window_near_;
-  row_ring<Real> window_far_;
-  row_ring<Real> window_values_;
   row_ring<Real> sinks_near_;
   row_ring<Real> sinks_far_;
+  row_ring<Real> window_far_;
+  row_ring<Real> window_near_;
   row_ring<Real> sink_values_;
+  row_ring<Real> window_values_;
+  buffer<unsigned char> blocks_;  // of all KV heads
 };
 
 }  // namespace detail

@@ -17,14 +17,15 @@ namespace detail {
 template <class Real>
 inline constexpr row_format native_format = sizeof(Real) == sizeof(double) ? row_format::f64 : row_format::f32;
 
-// The row of key j of KV head h lies at data + h * head_bytes + (j % capacity) * row_bytes.
+// The row of key j of KV head h lies at data + h * head_bytes + (j % capacity) * row_bytes; its scale, of heads as far apart,
+// is (j % capacity) floats on.
 template <class Real>
 struct row_store {
   using decode_function = void (*)(const void* stored, float scale, index_t dim, Real* row);
 
   row_format format = native_format<Real>;
   const unsigned char* data = nullptr;
-  const float* scales = nullptr;  // [kv heads][capacity], of formats that have one
+  const float* scales = nullptr;  // of head 0, in formats that have them
   index_t row_bytes = 0;
   index_t head_bytes = 0;
   index_t capacity = 1;
@@ -37,7 +38,8 @@ struct row_store {
   }
   // Null in formats that have none.
   const float* scale(index_t head, index_t key) const {
-    return scales == nullptr ? nullptr : scales + head * capacity + key % capacity;
+    if (scales == nullptr) return nullptr;
+    return scales + head * head_bytes / static_cast<index_t>(sizeof(float)) + key % capacity;
   }
   // Keys from this one on whose rows and scales lie one after the other.
   index_t run_length(index_t key) const { return capacity - key % capacity; }
