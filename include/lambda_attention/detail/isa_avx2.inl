@@ -66,10 +66,12 @@ LAMBDA_ATTENTION_INLINE floats load_int8(const unsigned char* source) {
   std::memcpy(&numbers, source, sizeof numbers);
   const mask_of<float> wide = __builtin_convertvector(numbers, mask_of<float>);
 #else
+  // Eight bytes written to memory and sixteen read again would wait for one another.
+  typedef long long two_words __attribute__((vector_size(16)));
   typedef char builtin_operand __attribute__((vector_size(16)));
-  builtin_operand numbers = {};
-  std::memcpy(&numbers, source, 8);
-  const mask_of<float> wide = (mask_of<float>)__builtin_ia32_pmovsxbd256(numbers);
+  long long numbers;
+  std::memcpy(&numbers, source, sizeof numbers);
+  const mask_of<float> wide = (mask_of<float>)__builtin_ia32_pmovsxbd256((builtin_operand)two_words{numbers, 0});
 #endif
   return __builtin_convertvector(wide, floats);
 }

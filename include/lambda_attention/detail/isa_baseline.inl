@@ -49,10 +49,17 @@ LAMBDA_ATTENTION_INLINE doubles scale_by_power(doubles y, doubles n) {
   return add_to_exponent<double>(y, n, 52, -1021.5);
 }
 
+// Four 16-bit numbers as the lower halves of whole numbers.
+LAMBDA_ATTENTION_INLINE mask_of<float> load_lower_halves(const unsigned char* source) {
+  typedef long long words __attribute__((vector_size(16)));
+  typedef std::uint16_t halves __attribute__((vector_size(16)));
+  long long four;
+  std::memcpy(&four, source, sizeof four);
+  return (mask_of<float>)__builtin_shufflevector((halves)words{four, 0}, halves{}, 0, 8, 1, 9, 2, 10, 3, 11);
+}
+
 LAMBDA_ATTENTION_INLINE floats load_f16(const unsigned char* source) {
-  std::uint16_t bits[4];
-  std::memcpy(bits, source, sizeof bits);
-  const mask_of<float> wide = {bits[0], bits[1], bits[2], bits[3]};
+  const mask_of<float> wide = load_lower_halves(source);
   // A half is a float whose exponent is 112 too small: one exact multiplication, subnormals included.
   const mask_of<float> magnitude = (wide & 0x7fff) << 13;
   const mask_of<float> sign = (wide & 0x8000) << 16;
@@ -62,15 +69,18 @@ LAMBDA_ATTENTION_INLINE floats load_f16(const unsigned char* source) {
 }
 
 LAMBDA_ATTENTION_INLINE floats load_bf16(const unsigned char* source) {
-  std::uint16_t bits[4];
-  std::memcpy(bits, source, sizeof bits);
-  const mask_of<float> wide = {bits[0], bits[1], bits[2], bits[3]};
-  return (floats)(wide << 16);
+  return (floats)(load_lower_halves(source) << 16);
 }
 
 LAMBDA_ATTENTION_INLINE floats load_int8(const unsigned char* source) {
-  std::int8_t numbers[4];
-  std::memcpy(numbers, source, sizeof numbers);
-  const mask_of<float> wide = {numbers[0], numbers[1], numbers[2], numbers[3]};
-  return __builtin_convertvector(wide, floats);
+  typedef std::uint8_t bytes __attribute__((vector_size(16)));
+  typedef std::uint16_t halves __attribute__((vector_size(16)));
+  std::int32_t four;
+  std::memcpy(&four, source, sizeof four);
+  // Doubled and doubled again, so that each fills its lane, from whose top a shift brings its sign along.
+  const bytes once = (bytes)mask_of<float>{four, 0, 0, 0};
+  const halves twice =
+      (halves)__builtin_shufflevector(once, once, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const mask_of<float> wide = (mask_of<float>)__builtin_shufflevector(twice, twice, 0, 8, 1, 9, 2, 10, 3, 11);
+  return __builtin_convertvector(wide >> 24, floats);
 }
