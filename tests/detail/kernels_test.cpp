@@ -423,6 +423,30 @@ void add_errors(const stored_position& p, isa_level isa, error_sum& of_scores, e
 }
 
 // Every format, number of heads and ragged end.
+// Whatever the parts in which a pass takes them, the passes together ask for as much as they read, once.
+TEST(stored_rows, are_asked_for_by_all_passes) {
+  constexpr index_t key_bytes = 12, value_bytes = 24, num_rows = 10;
+  const std::vector<unsigned char> memory(2 * num_rows * value_bytes);
+  const detail::stored_rows rows = {row_format::f32, memory.data(), memory.data(), nullptr,
+                                    nullptr,         key_bytes,     value_bytes,   num_rows};
+  for (const index_t num_passes : {1, 2, 3, 4}) {
+    std::vector<int> keys_asked(2 * num_rows * key_bytes), values_asked(memory.size());
+    for (index_t pass = 0; pass < num_passes; ++pass) {
+      for (index_t first = 0; first < num_rows; first += 3) {
+        const detail::stored_rows part = rows.in_pass(pass, num_passes).part(first, 3);
+        for (index_t b = 0; b < part.num_keys * (key_bytes / num_passes); ++b)
+          ++keys_asked.at(static_cast<std::size_t>(part.keys + part.keys_ahead + b - memory.data()));
+        for (index_t b = 0; b < part.num_keys * (value_bytes / num_passes); ++b)
+          ++values_asked.at(static_cast<std::size_t>(part.values + part.values_ahead + b - memory.data()));
+      }
+    }
+    for (index_t b = 0; b < 2 * num_rows * key_bytes; ++b)
+      EXPECT_EQ(keys_asked[static_cast<std::size_t>(b)], b < num_rows * key_bytes ? 0 : 1) << b;
+    for (index_t b = 0; b < 2 * num_rows * value_bytes; ++b)
+      EXPECT_EQ(values_asked[static_cast<std::size_t>(b)], b < num_rows * value_bytes ? 0 : 1) << b;
+  }
+}
+
 TEST(kernels_of_float, multiply_stored_rows) {
   for (const row_format format : {row_format::f32, row_format::f16, row_format::bf16, row_format::int8}) {
     for (const index_t dim : {12, 64, 80, 96, 128, 192, 512}) {

@@ -136,13 +136,15 @@ class position_driver {
   // heads.
   template <class Pass>
   void for_each_pass(const stored_rows& run, Pass&& pass) {
-    const bool at_once = heads_at_once(heads_, max_tile_vectors) == heads_;
-    const index_t rows_per_pass = at_once ? run.num_keys : 128;
+    index_t num_passes = 0;
+    for (index_t head = 0; head < heads_; ++num_passes) head += heads_at_once(heads_ - head, max_tile_vectors);
+    const index_t rows_per_pass = num_passes == 1 ? run.num_keys : 128;
     for (index_t done = 0; done < run.num_keys; done += rows_per_pass) {
       const stored_rows rows = run.part(done, rows_per_pass);
-      for (index_t head = 0; head < heads_;) {
+      index_t head = 0;
+      for (index_t number = 0; number < num_passes; ++number) {
         const int heads = heads_at_once(heads_ - head, max_tile_vectors);
-        pass(rows, done, head, heads);
+        pass(rows.in_pass(number, num_passes), done, head, heads);
         head += heads;
       }
     }

@@ -9,6 +9,8 @@
 
 #include <lambda_attention/detail/tile.inl>
 
+#include <lambda_attention/detail/fetching.inl>
+
 #include <lambda_attention/detail/single_position.inl>
 
 // Not inline functions, so that `extern template` keeps a unit from compiling the kernels: see kernels_elsewhere.hpp.

@@ -109,16 +109,39 @@ struct stored_rows {
   index_t value_row_bytes;
   index_t num_keys;
 
+  // Where rows are read in several passes, for other heads each, a pass asks for its share of the rows that come later: as
+  // much with every row, from so many bytes behind the first on. So memory is never idle.
+  index_t num_passes = 1;
+  index_t keys_ahead = 0;
+  index_t values_ahead = 0;
+
   // At most `most` rows from `first` on.
   stored_rows part(index_t first, index_t most) const {
     stored_rows rows = *this;
     rows.keys += first * key_row_bytes;
     rows.values += first * value_row_bytes;
+    rows.keys_ahead += first * (key_row_bytes / num_passes - key_row_bytes);
+    rows.values_ahead += first * (value_row_bytes / num_passes - value_row_bytes);
     if (key_scales != nullptr) rows.key_scales += first;
     if (value_scales != nullptr) rows.value_scales += first;
     rows.num_keys = min(most, num_keys - first);
     return rows;
   }
+
+  // These rows as one of `count` passes sees them, which together ask for as many rows behind them.
+  stored_rows in_pass(index_t pass, index_t count) const {
+    stored_rows rows = *this;
+    rows.num_passes = count;
+    rows.keys_ahead = num_keys * (key_row_bytes + pass * (key_row_bytes / count));
+    rows.values_ahead = num_keys * (value_row_bytes + pass * (value_row_bytes / count));
+    return rows;
+  }
+};
+
+// What is asked for before it is read, and how far on it is for the row after.
+struct row_fetcher {
+  const unsigned char* next;
+  index_t step;
 };
 
 // The kernels are in three tables, for a unit compiles those of the tables that it asks for: most of the time is theirs.

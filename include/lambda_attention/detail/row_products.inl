@@ -1,12 +1,12 @@
 // The products of rows, as they are stored, with the queries of a few heads, a vector along the row, and their softmax. Over
 // operands, as tile.inl is. Included by single_position.inl and single_position_pairs.inl.
 
-// The products of `count` rows with the query of each head, dims [d, d + Columns * lanes) of them: vectors of sums that are
-// still to be added up. The queries, ordered as runs are, stay in registers, and rows are read strictly in order, as the
-// hardware prefetches them.
+// The products of the rows [first, first + count) with the query of each head, dims [d, d + Columns * lanes) of them: vectors
+// of sums that are still to be added up. The queries, ordered as runs are, stay in registers, and rows are read strictly in
+// order, as the hardware prefetches them.
 template <row_format Format, int Heads, int Columns, class Real>
-LAMBDA_ATTENTION_INLINE void multiply_columns(const Real* queries, index_t padded_dim, const unsigned char* key,
-                                              index_t row_bytes, index_t count, index_t d,
+LAMBDA_ATTENTION_INLINE void multiply_columns(const Real* queries, index_t padded_dim, const stored_rows& rows,
+                                              index_t first, index_t count, index_t d,
                                               vector_of<Real> (*products)[vectors<Real>::lanes]) {
   constexpr index_t lanes = vectors<Real>::lanes;
   constexpr int run = vectors_at_once<Format, Columns>;
@@ -16,16 +16,18 @@ LAMBDA_ATTENTION_INLINE void multiply_columns(const Real* queries, index_t padde
     LAMBDA_ATTENTION_UNROLL
     for (int c = 0; c < Columns; ++c) query[h][c] = load(queries + h * padded_dim + d + c * lanes);
   }
-  key += d * element_bytes<Format>;
-  for (index_t k = 0; k < count; ++k, key += row_bytes) {
-    fetch_ahead<Heads>(key, Columns * lanes * element_bytes<Format>);
+  constexpr index_t element_size = element_bytes<Format>, num_bytes = Columns * lanes * element_size;
+  row_fetcher fetcher = fetcher_of_keys(rows, first, d * element_size, num_bytes, padded_dim * element_size);
+  const unsigned char* key = rows.keys + first * rows.key_row_bytes + d * element_size;
+  for (index_t k = 0; k < count; ++k, key += rows.key_row_bytes) {
+    if constexpr (Heads > 1) fetch<num_bytes>(fetcher);
     vector_of<Real> acc[Heads];
     LAMBDA_ATTENTION_UNROLL
     for (int h = 0; h < Heads; ++h) acc[h] = d == 0 ? vector_of<Real>{} : products[h][k];
     LAMBDA_ATTENTION_UNROLL
     for (int c = 0; c < Columns; c += run) {
       vector_of<Real> element[run];
-      load_run<Format, run, Real>(key + c * lanes * element_bytes<Format>, element);
+      load_run<Format, run, Real>(key + c * lanes * element_size, element);
       LAMBDA_ATTENTION_UNROLL
       for (int v = 0; v < run; ++v) {
         LAMBDA_ATTENTION_UNROLL
@@ -39,15 +41,14 @@ LAMBDA_ATTENTION_INLINE void multiply_columns(const Real* queries, index_t padde
 
 // All dims from d on, `Columns` vectors at a time, and fewer for the rest.
 template <row_format Format, int Heads, int Columns, class Real>
-LAMBDA_ATTENTION_INLINE void multiply_rows(const Real* queries, index_t padded_dim, const unsigned char* key,
-                                           index_t row_bytes, index_t count, index_t d,
+LAMBDA_ATTENTION_INLINE void multiply_rows(const Real* queries, index_t padded_dim, const stored_rows& rows,
+                                           index_t first, index_t count, index_t d,
                                            vector_of<Real> (*products)[vectors<Real>::lanes]) {
   constexpr index_t width = Columns * vectors<Real>::lanes;
   for (; d + width <= padded_dim; d += width)
-    multiply_columns<Format, Heads, Columns>(queries, padded_dim, key, row_bytes, count, d, products);
+    multiply_columns<Format, Heads, Columns>(queries, padded_dim, rows, first, count, d, products);
   if constexpr (Columns > 1)
-    multiply_rows<Format, Heads, columns_of_smaller_run<Columns>>(queries, padded_dim, key, row_bytes, count, d,
-                                                                  products);
+    multiply_rows<Format, Heads, columns_of_smaller_run<Columns>>(queries, padded_dim, rows, first, count, d, products);
 }
 
 // Rows of numbers, ordered as runs are where blocks of several columns take them.
@@ -74,13 +75,12 @@ void score_rows_of(const Real* queries, index_t padded_dim, const stored_rows& r
   constexpr int columns = columns_for<Heads>;
   alignas(vector_bytes) Real ordered[Heads * max_head_dim];
   order_as_runs<Format, columns>(queries, Heads, padded_dim, ordered);
-  const unsigned char* key = rows.keys;
-  for (index_t first = 0; first < rows.num_keys; first += lanes, key += lanes * rows.key_row_bytes) {
+  for (index_t first = 0; first < rows.num_keys; first += lanes) {
     const index_t rest = rows.num_keys - first;
     const index_t count = rest < lanes ? rest : lanes;
     vector_of<Real> products[Heads][lanes];
     if (count < lanes) std::memset(products, 0, sizeof products);
-    multiply_rows<Format, Heads, columns>(ordered, padded_dim, key, rows.key_row_bytes, count, 0, products);
+    multiply_rows<Format, Heads, columns>(ordered, padded_dim, rows, first, count, 0, products);
     for (int h = 0; h < Heads; ++h) {
       Real* const score = scores + h * score_stride + first;
       const vector_of<Real> sums = sums_of_rows(products[h]);

@@ -33,16 +33,6 @@ LAMBDA_ATTENTION_INLINE void load_in_order_of_runs(const Real* source, vector_of
   }
 }
 
-// One head reads memory as fast as it comes, and a processor fetches ahead by itself. More heads compute for longer on each
-// row than that reaches, so what comes so much later is asked for: the part of a row that lies under that at hand.
-template <int Heads>
-LAMBDA_ATTENTION_INLINE void fetch_ahead(const unsigned char* source, index_t bytes) {
-  constexpr index_t ahead = 16384, cache_line = 64;
-  if constexpr (Heads > 1) {
-    for (index_t b = 0; b < bytes; b += cache_line) __builtin_prefetch(source + ahead + b, 0, 2);
-  }
-}
-
 // Vectors of queries, or of sums, that stay in registers: so many of each head.
 template <int Heads>
 inline constexpr int columns_for = Heads == 1 ? 8 : num_registers / 2 / Heads;
@@ -128,8 +118,7 @@ LAMBDA_ATTENTION_INLINE void add_run(const vector_of<Real>* numbers, Real* sum) 
 // output[h] += weights[h] * values, `Columns` vectors of each row from dim d.
 template <row_format Format, int Heads, int Columns, class Real>
 LAMBDA_ATTENTION_INLINE void add_value_columns(const Real* weights, index_t weight_stride, index_t padded_dim,
-                                               const stored_rows& rows, index_t first, index_t last, index_t d,
-                                               Real* output) {
+                                               const stored_rows& rows, index_t d, Real* output) {
   constexpr index_t lanes = vectors<Real>::lanes;
   constexpr int run = vectors_at_once<Format, Columns>;
   vector_of<Real> acc[Heads][Columns];
@@ -138,9 +127,13 @@ LAMBDA_ATTENTION_INLINE void add_value_columns(const Real* weights, index_t weig
     LAMBDA_ATTENTION_UNROLL
     for (int c = 0; c < Columns; ++c) acc[h][c] = vector_of<Real>{};
   }
-  const unsigned char* value = rows.values + first * rows.value_row_bytes + d * element_bytes<Format>;
-  for (index_t k = first; k < last; ++k, value += rows.value_row_bytes) {
-    fetch_ahead<Heads>(value, Columns * lanes * element_bytes<Format>);
+  constexpr index_t element_size = element_bytes<Format>, num_bytes = Columns * lanes * element_size;
+  row_fetcher fetcher = fetcher_of_values(rows, d * element_size, num_bytes, padded_dim * element_size);
+  const unsigned char* value = rows.values + d * element_size;
+  for (index_t k = 0; k < rows.num_keys; ++k, value += rows.value_row_bytes) {
+    if constexpr (Heads > 1) {
+      if (fetcher.step != 0) fetch<num_bytes>(fetcher);
+    }
     const Real scale = Format == row_format::int8 ? static_cast<Real>(rows.value_scales[k]) : Real(1);
     vector_of<Real> weight[Heads];
     LAMBDA_ATTENTION_UNROLL
@@ -148,7 +141,7 @@ LAMBDA_ATTENTION_INLINE void add_value_columns(const Real* weights, index_t weig
     LAMBDA_ATTENTION_UNROLL
     for (int c = 0; c < Columns; c += run) {
       vector_of<Real> element[run];
-      load_run<Format, run, Real>(value + c * lanes * element_bytes<Format>, element);
+      load_run<Format, run, Real>(value + c * lanes * element_size, element);
       LAMBDA_ATTENTION_UNROLL
       for (int v = 0; v < run; ++v) {
         LAMBDA_ATTENTION_UNROLL
@@ -172,12 +165,12 @@ void add_values_of(const Real* weights, index_t weight_stride, index_t padded_di
   constexpr int columns = columns_for<Heads>;
   constexpr index_t keys_together = 64;
   for (index_t first = 0; first < rows.num_keys; first += keys_together) {
-    const index_t last = first + keys_together < rows.num_keys ? first + keys_together : rows.num_keys;
+    const stored_rows block = rows.part(first, keys_together);
     index_t d = 0;
     for (; d + columns * lanes <= padded_dim; d += columns * lanes)
-      add_value_columns<Format, Heads, columns>(weights, weight_stride, padded_dim, rows, first, last, d, output);
+      add_value_columns<Format, Heads, columns>(weights + first, weight_stride, padded_dim, block, d, output);
     for (; d < padded_dim; d += lanes)
-      add_value_columns<Format, Heads, 1>(weights, weight_stride, padded_dim, rows, first, last, d, output);
+      add_value_columns<Format, Heads, 1>(weights + first, weight_stride, padded_dim, block, d, output);
   }
 }
 

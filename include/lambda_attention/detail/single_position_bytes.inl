@@ -1,4 +1,4 @@
-// Queries at a single position, two or four heads of one KV head, against rows of bytes, by products of whole numbers. A
+// Queries at a single position, one, two or four heads of one KV head, against rows of bytes, by products of whole numbers. A
 // query, and the weights of a few keys, are whole numbers times a unit of theirs, in two planes of bytes:
 //
 //     number = unit * (radix * upper + lower)      radix 128 and up to 127 * 128 for queries, which have signs
@@ -86,10 +86,10 @@ LAMBDA_ATTENTION_INLINE whole_numbers load_unsigned(const unsigned char* source)
   return (whole_numbers)((bits_of_lanes<float>)load_bytes(source) ^ 0x80808080U);
 }
 
-// The products of `count` rows with the query of each head, `Columns` vectors of bytes from dim d on.
+// The products of the rows [first, first + count) with the query of each head, `Columns` vectors of bytes from dim d on.
 template <int Heads, int Columns>
-LAMBDA_ATTENTION_INLINE void multiply_bytes(const byte_planes* queries, const unsigned char* key, index_t row_bytes,
-                                            index_t count, index_t d,
+LAMBDA_ATTENTION_INLINE void multiply_bytes(const byte_planes* queries, index_t padded_dim, const stored_rows& rows,
+                                            index_t first, index_t count, index_t d,
                                             whole_numbers (*products)[vectors<float>::lanes]) {
   whole_numbers upper[Heads][Columns], lower[Heads][Columns];
   LAMBDA_ATTENTION_UNROLL
@@ -100,9 +100,10 @@ LAMBDA_ATTENTION_INLINE void multiply_bytes(const byte_planes* queries, const un
       lower[h][c] = load_bytes(queries[h].lower + d + c * bytes_per_vector);
     }
   }
-  key += d;
-  for (index_t k = 0; k < count; ++k, key += row_bytes) {
-    fetch_ahead<Heads>(key, Columns * bytes_per_vector);
+  row_fetcher fetcher = fetcher_of_keys(rows, first, d, Columns * bytes_per_vector, padded_dim);
+  const unsigned char* key = rows.keys + first * rows.key_row_bytes + d;
+  for (index_t k = 0; k < count; ++k, key += rows.key_row_bytes) {
+    fetch<Columns * bytes_per_vector>(fetcher);
     whole_numbers bytes[Columns];
     LAMBDA_ATTENTION_UNROLL
     for (int c = 0; c < Columns; ++c) bytes[c] = load_unsigned(key + c * bytes_per_vector);
@@ -124,16 +125,15 @@ void score_rows_of_bytes(const byte_planes* queries, index_t padded_dim, const s
                          index_t score_stride) {
   constexpr index_t lanes = vectors<float>::lanes;
   constexpr index_t both = 2 * bytes_per_vector;
-  const unsigned char* key = rows.keys;
-  for (index_t first = 0; first < rows.num_keys; first += lanes, key += lanes * rows.key_row_bytes) {
+  for (index_t first = 0; first < rows.num_keys; first += lanes) {
     const index_t rest = rows.num_keys - first;
     const index_t count = rest < lanes ? rest : lanes;
     whole_numbers products[Heads][lanes];
     if (count < lanes) std::memset(products, 0, sizeof products);
     index_t d = 0;
     for (; d + both <= padded_dim; d += both)
-      multiply_bytes<Heads, 2>(queries, key, rows.key_row_bytes, count, d, products);
-    if (d < padded_dim) multiply_bytes<Heads, 1>(queries, key, rows.key_row_bytes, count, d, products);
+      multiply_bytes<Heads, 2>(queries, padded_dim, rows, first, count, d, products);
+    if (d < padded_dim) multiply_bytes<Heads, 1>(queries, padded_dim, rows, first, count, d, products);
     for (int h = 0; h < Heads; ++h) {
       const std::int32_t added = 128 * queries[h].sum;
       const floats sums = __builtin_convertvector(sums_of_rows(products[h]) - added, floats) * queries[h].unit;
@@ -182,41 +182,62 @@ LAMBDA_ATTENTION_INLINE void add_woven_bytes(const whole_numbers (&upper)[4], co
   store(sum, load(sum) + every_other_unit<block, lanes, 1>(odd[0], odd[1], lanes_of<floats>{}));
 }
 
-// output[h] += the weights of a few keys times a vector of bytes of each of their values, from dim d on.
-template <int Heads>
-LAMBDA_ATTENTION_INLINE void add_value_bytes(const byte_planes* weights, index_t padded_dim, const stored_rows& rows,
-                                             index_t d, float* output) {
-  alignas(vector_bytes) static constexpr unsigned char zeros[vector_bytes] = {};
-  whole_numbers upper[Heads][4] = {}, lower[Heads][4] = {};
+// output[h] += the weights of a few keys times `Columns` vectors of bytes of each of their values, from dim d on.
+template <int Heads, int Columns>
+LAMBDA_ATTENTION_INLINE void add_value_columns(const byte_planes* weights, index_t padded_dim, const stored_rows& rows,
+                                               index_t d, float* output) {
+  constexpr index_t vector_size = vector_bytes;
+  alignas(vector_bytes) static constexpr unsigned char zeros[Columns * vector_size] = {};
+  row_fetcher fetcher = fetcher_of_values(rows, d, Columns * vector_size, padded_dim);
+  whole_numbers upper[Heads][Columns][4] = {}, lower[Heads][Columns][4] = {};
   const unsigned char* value = rows.values + d;
   for (index_t k = 0; k < rows.num_keys; k += 4, value += 4 * rows.value_row_bytes) {
-    whole_numbers row[4], woven[4];
+    whole_numbers row[Columns][4];
     LAMBDA_ATTENTION_UNROLL
     for (int r = 0; r < 4; ++r) {
       const unsigned char* const source = value + r * rows.value_row_bytes;
-      fetch_ahead<Heads>(source, bytes_per_vector);
-      row[r] = load_bytes(k + r < rows.num_keys ? source : zeros);
-    }
-    weave_four_rows(row, woven);
-    LAMBDA_ATTENTION_UNROLL
-    for (int h = 0; h < Heads; ++h) {
-      const whole_numbers upper_weights = broadcast_four_bytes(weights[h].upper + k);
-      const whole_numbers lower_weights = broadcast_four_bytes(weights[h].lower + k);
+      if constexpr (Heads > 1) fetch<Columns * vector_size>(fetcher);
       LAMBDA_ATTENTION_UNROLL
-      for (int v = 0; v < 4; ++v) {
-        upper[h][v] = add_products_of_bytes(upper_weights, woven[v], upper[h][v]);
-        lower[h][v] = add_products_of_bytes(lower_weights, woven[v], lower[h][v]);
+      for (int c = 0; c < Columns; ++c)
+        row[c][r] = load_bytes((k + r < rows.num_keys ? source : zeros) + c * vector_size);
+    }
+    LAMBDA_ATTENTION_UNROLL
+    for (int c = 0; c < Columns; ++c) {
+      whole_numbers woven[4];
+      weave_four_rows(row[c], woven);
+      LAMBDA_ATTENTION_UNROLL
+      for (int h = 0; h < Heads; ++h) {
+        const whole_numbers upper_weights = broadcast_four_bytes(weights[h].upper + k);
+        const whole_numbers lower_weights = broadcast_four_bytes(weights[h].lower + k);
+        LAMBDA_ATTENTION_UNROLL
+        for (int v = 0; v < 4; ++v) {
+          upper[h][c][v] = add_products_of_bytes(upper_weights, woven[v], upper[h][c][v]);
+          lower[h][c][v] = add_products_of_bytes(lower_weights, woven[v], lower[h][c][v]);
+        }
       }
     }
   }
   LAMBDA_ATTENTION_UNROLL
-  for (int h = 0; h < Heads; ++h) add_woven_bytes(upper[h], lower[h], weights[h].unit, output + h * padded_dim + d);
+  for (int h = 0; h < Heads; ++h) {
+    LAMBDA_ATTENTION_UNROLL
+    for (int c = 0; c < Columns; ++c)
+      add_woven_bytes(upper[h][c], lower[h][c], weights[h].unit, output + h * padded_dim + d + c * vector_size);
+  }
 }
 
-// Rows that are whole vectors of bytes, for several heads. One head waits for memory, which serves those sooner that ask for
-// it more slowly: 0.87 of the bandwidth in floats, 0.73 in bytes.
-LAMBDA_ATTENTION_INLINE bool taken_in_bytes(const stored_rows& rows, int heads, index_t padded_dim) {
-  return heads > 1 && rows.format == row_format::int8 && padded_dim % bytes_per_vector == 0;
+// All dims, `Columns` vectors at a time, and one for the rest.
+template <int Heads, int Columns>
+LAMBDA_ATTENTION_INLINE void add_value_bytes(const byte_planes* weights, index_t padded_dim, const stored_rows& rows,
+                                             float* output) {
+  constexpr index_t width = Columns * bytes_per_vector;
+  index_t d = 0;
+  for (; d + width <= padded_dim; d += width) add_value_columns<Heads, Columns>(weights, padded_dim, rows, d, output);
+  if (d < padded_dim) add_value_columns<Heads, 1>(weights, padded_dim, rows, d, output);
+}
+
+// Rows that are whole vectors of bytes.
+LAMBDA_ATTENTION_INLINE bool taken_in_bytes(const stored_rows& rows, index_t padded_dim) {
+  return rows.format == row_format::int8 && padded_dim % bytes_per_vector == 0;
 }
 
 // False, with nothing written, where the query of a head has no useful unit.
@@ -225,6 +246,7 @@ inline bool score_bytes(const float* queries, int heads, index_t padded_dim, con
   byte_planes planes[max_tile_vectors];
   for (int h = 0; h < heads; ++h)
     if (!write_query_planes(queries + h * padded_dim, padded_dim, planes[h])) return false;
+  if (heads == 1) score_rows_of_bytes<1>(planes, padded_dim, rows, scores, score_stride);
   if (heads == 2) score_rows_of_bytes<2>(planes, padded_dim, rows, scores, score_stride);
   if (heads == 4) score_rows_of_bytes<4>(planes, padded_dim, rows, scores, score_stride);
   return true;
@@ -236,9 +258,8 @@ inline bool add_bytes(const float* weights, index_t weight_stride, int heads, in
   byte_planes planes[max_tile_vectors];
   for (int h = 0; h < heads; ++h)
     if (!write_weight_planes(weights + h * weight_stride, rows.value_scales, rows.num_keys, planes[h])) return false;
-  for (int h = 0; h < heads; h += 2)
-    for (index_t d = 0; d < padded_dim; d += bytes_per_vector)
-      add_value_bytes<2>(planes + h, padded_dim, rows, d, output + h * padded_dim);
+  if (heads == 1) add_value_bytes<1, 2>(planes, padded_dim, rows, output);
+  for (int h = 0; h + 2 <= heads; h += 2) add_value_bytes<2, 1>(planes + h, padded_dim, rows, output + h * padded_dim);
   return true;
 }
 

@@ -3,7 +3,7 @@
 
 #include <lambda_attention/detail/row_products.inl>
 
-inline constexpr index_t numbers_per_vector = vector_bytes / 2;
+inline constexpr index_t bytes_of_number = 2, numbers_per_vector = vector_bytes / bytes_of_number;
 
 // Rows that are whole vectors of words, for several heads. What else there is, the kernels of the ISA below take: one head
 // waits for memory, and weaving reads two rows at once, which memory serves worse.
@@ -13,8 +13,7 @@ LAMBDA_ATTENTION_INLINE bool taken_in_pairs(const stored_rows& rows, int heads, 
 
 inline void score_rows(const float* queries, int heads, index_t padded_dim, const stored_rows& rows, float* scores,
                        index_t score_stride) {
-  if (taken_in_bytes(rows, heads, padded_dim) && score_bytes(queries, heads, padded_dim, rows, scores, score_stride))
-    return;
+  if (taken_in_bytes(rows, padded_dim) && score_bytes(queries, heads, padded_dim, rows, scores, score_stride)) return;
   if (!taken_in_pairs(rows, heads, padded_dim))
     return avx512::score_rows<float>(queries, heads, padded_dim, rows, scores, score_stride);
   const index_t num_words = padded_dim / 2;
@@ -24,8 +23,9 @@ inline void score_rows(const float* queries, int heads, index_t padded_dim, cons
   if (heads == 4) score_rows_of<row_format::f32, 4>(words, num_words, rows, scores, score_stride);
 }
 
-// So many that what is done once for them hardly counts.
-inline constexpr index_t keys_together = 256;
+// So many that what is done once for them hardly counts, and so few that the part of a pass over a few columns is there for
+// the next.
+inline constexpr index_t keys_together = 128;
 
 // The weights of `count` keys, two in a word, and zeros behind them.
 LAMBDA_ATTENTION_INLINE void write_weights(const float* weights, index_t count, float* words) {
@@ -46,8 +46,7 @@ LAMBDA_ATTENTION_INLINE void add_woven(floats lower, floats upper, float* sum) {
 // that is alone are zeros.
 template <int Heads, int Columns>
 LAMBDA_ATTENTION_INLINE void add_value_columns(const float (*weights)[keys_together / 2], index_t padded_dim,
-                                               const unsigned char* value, index_t row_bytes, index_t num_keys,
-                                               float* output) {
+                                               const stored_rows& rows, index_t d, float* output) {
   constexpr index_t vector_size = vector_bytes;
   alignas(vector_bytes) static constexpr unsigned char zeros[Columns * vector_size] = {};
   floats acc[Heads][2 * Columns];
@@ -56,17 +55,23 @@ LAMBDA_ATTENTION_INLINE void add_value_columns(const float (*weights)[keys_toget
     LAMBDA_ATTENTION_UNROLL
     for (int c = 0; c < 2 * Columns; ++c) acc[h][c] = floats{};
   }
-  for (index_t k = 0; k < num_keys; k += 2, value += 2 * row_bytes) {
-    fetch_ahead<Heads>(value, Columns * vector_size);
-    fetch_ahead<Heads>(value + row_bytes, Columns * vector_size);
-    const unsigned char* const beside = k + 1 < num_keys ? value + row_bytes : zeros;
+  row_fetcher fetcher =
+      fetcher_of_values(rows, d * bytes_of_number, Columns * vector_size, padded_dim * bytes_of_number);
+  const index_t row_bytes = rows.value_row_bytes;
+  const unsigned char* value = rows.values + d * bytes_of_number;
+  for (index_t k = 0; k < rows.num_keys; k += 2, value += 2 * row_bytes) {
+    if (fetcher.step != 0) {
+      fetch<Columns * vector_size>(fetcher);
+      fetch<Columns * vector_size>(fetcher);
+    }
+    const unsigned char* const beside = k + 1 < rows.num_keys ? value + row_bytes : zeros;
     floats weight[Heads];
     LAMBDA_ATTENTION_UNROLL
     for (int h = 0; h < Heads; ++h) weight[h] = broadcast_word(weights[h] + k / 2);
     LAMBDA_ATTENTION_UNROLL
     for (int c = 0; c < Columns; ++c) {
-      const floats first = load_stored<row_format::f32, float>(value + c * vector_size);
-      const floats second = load_stored<row_format::f32, float>(beside + c * vector_size);
+      const floats first = held_in_register(load_stored<row_format::f32, float>(value + c * vector_size));
+      const floats second = held_in_register(load_stored<row_format::f32, float>(beside + c * vector_size));
       const floats lower = weave_lower_halves(first, second), upper = weave_upper_halves(first, second);
       LAMBDA_ATTENTION_UNROLL
       for (int h = 0; h < Heads; ++h) {
@@ -79,21 +84,17 @@ LAMBDA_ATTENTION_INLINE void add_value_columns(const float (*weights)[keys_toget
   for (int h = 0; h < Heads; ++h) {
     LAMBDA_ATTENTION_UNROLL
     for (int c = 0; c < Columns; ++c)
-      add_woven(acc[h][2 * c], acc[h][2 * c + 1], output + h * padded_dim + c * numbers_per_vector);
+      add_woven(acc[h][2 * c], acc[h][2 * c + 1], output + h * padded_dim + d + c * numbers_per_vector);
   }
 }
 
-// Vectors of words from the `done`-th on, `Columns` at a time, and fewer for the rest.
+// All dims from d on, `Columns` vectors of words at a time, and fewer for the rest.
 template <int Heads, int Columns>
 LAMBDA_ATTENTION_INLINE void add_value_rows(const float (*weights)[keys_together / 2], index_t padded_dim,
-                                            const unsigned char* value, index_t row_bytes, index_t num_keys,
-                                            index_t done, float* output) {
-  const index_t num_vectors = padded_dim / numbers_per_vector;
-  for (; done + Columns <= num_vectors; done += Columns)
-    add_value_columns<Heads, Columns>(weights, padded_dim, value + done * vector_bytes, row_bytes, num_keys,
-                                      output + done * numbers_per_vector);
-  if constexpr (Columns > 1)
-    add_value_rows<Heads, Columns / 2>(weights, padded_dim, value, row_bytes, num_keys, done, output);
+                                            const stored_rows& rows, index_t d, float* output) {
+  constexpr index_t width = Columns * numbers_per_vector;
+  for (; d + width <= padded_dim; d += width) add_value_columns<Heads, Columns>(weights, padded_dim, rows, d, output);
+  if constexpr (Columns > 1) add_value_rows<Heads, Columns / 2>(weights, padded_dim, rows, d, output);
 }
 
 template <int Heads>
@@ -101,18 +102,16 @@ void add_values_of(const float* weights, index_t weight_stride, index_t padded_d
                    float* output) {
   constexpr int columns = Heads == 4 ? 2 : 4;
   for (index_t first = 0; first < rows.num_keys; first += keys_together) {
-    const index_t rest = rows.num_keys - first;
-    const index_t count = rest < keys_together ? rest : keys_together;
+    const stored_rows block = rows.part(first, keys_together);
     alignas(vector_bytes) float words[Heads][keys_together / 2];
-    for (int h = 0; h < Heads; ++h) write_weights(weights + h * weight_stride + first, count, words[h]);
-    add_value_rows<Heads, columns>(words, padded_dim, rows.values + first * rows.value_row_bytes, rows.value_row_bytes,
-                                   count, 0, output);
+    for (int h = 0; h < Heads; ++h) write_weights(weights + h * weight_stride + first, block.num_keys, words[h]);
+    add_value_rows<Heads, columns>(words, padded_dim, block, 0, output);
   }
 }
 
 inline void add_values(const float* weights, index_t weight_stride, int heads, index_t padded_dim,
                        const stored_rows& rows, float* output) {
-  if (taken_in_bytes(rows, heads, padded_dim))
+  if (taken_in_bytes(rows, padded_dim))
     return add_values_in_bytes(weights, weight_stride, heads, padded_dim, rows, output);
   if (!taken_in_pairs(rows, heads, padded_dim))
     return avx512::add_values<float>(weights, weight_stride, heads, padded_dim, rows, output);

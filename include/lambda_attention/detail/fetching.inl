@@ -1,0 +1,36 @@
+// Rows that are asked for before they are read, where several heads read them. Included by kernel_text.inl.
+//
+// Rows that are read once, in order, by a core that computes for longer on them than memory takes, are best left to what the
+// processor fetches by itself. A core that is faster overtakes that, and then waits for each line; where the lines of the
+// next rows are asked for, no farther than a page ahead, it does not. What is not read in order is asked for far ahead.
+
+inline constexpr index_t next_rows = 512, far_rows = 16384;
+
+// For the row at hand, or for a part of it of so many bytes.
+template <index_t NumBytes>
+LAMBDA_ATTENTION_INLINE void fetch(row_fetcher& rows) {
+  constexpr index_t cache_line = 64;
+  LAMBDA_ATTENTION_UNROLL
+  for (index_t b = 0; b < NumBytes; b += cache_line) __builtin_prefetch(rows.next + b, 0, 2);
+  rows.next += rows.step;
+}
+
+// Of the keys from `first` on, of which num_bytes are read at a time, from first_byte on.
+LAMBDA_ATTENTION_INLINE row_fetcher fetcher_of_keys(const stored_rows& rows, index_t first, index_t first_byte,
+                                                    index_t num_bytes, index_t row_bytes) {
+  const unsigned char* const key = rows.keys + first * rows.key_row_bytes;
+  if (num_bytes < row_bytes) return {key + first_byte + far_rows, rows.key_row_bytes};
+  if (rows.num_passes == 1) return {key + next_rows, rows.key_row_bytes};
+  const index_t share = rows.key_row_bytes / rows.num_passes;
+  return {rows.keys + rows.keys_ahead + first * share, share};
+}
+
+// Of values; no step where there is nothing to ask for.
+LAMBDA_ATTENTION_INLINE row_fetcher fetcher_of_values(const stored_rows& rows, index_t first_byte, index_t num_bytes,
+                                                      index_t row_bytes) {
+  if (rows.num_passes == 1)
+    return {rows.values + first_byte + far_rows, num_bytes < row_bytes ? rows.value_row_bytes : 0};
+  const index_t share = rows.value_row_bytes / rows.num_passes;
+  return {rows.values + rows.values_ahead + rows.num_keys * (share * first_byte / row_bytes),
+          share * num_bytes / row_bytes};
+}
