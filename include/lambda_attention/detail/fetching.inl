@@ -1,4 +1,4 @@
-// Rows that are asked for before they are read, where several heads read them. Included by kernel_text.inl.
+// Rows that are asked for before they are read. Included by kernel_text.inl.
 //
 // Rows that are read once, in order, by a core that computes for longer on them than memory takes, are best left to what the
 // processor fetches by itself. A core that is faster overtakes that, and then waits for each line; where the lines of the

@@ -192,11 +192,14 @@ LAMBDA_ATTENTION_INLINE void add_value_columns(const byte_planes* weights, index
   whole_numbers upper[Heads][Columns][4] = {}, lower[Heads][Columns][4] = {};
   const unsigned char* value = rows.values + d;
   for (index_t k = 0; k < rows.num_keys; k += 4, value += 4 * rows.value_row_bytes) {
+    if constexpr (Heads > 1) {
+      LAMBDA_ATTENTION_UNROLL
+      for (int r = 0; r < 4; ++r) fetch<Columns * vector_size>(fetcher);
+    }
     whole_numbers row[Columns][4];
     LAMBDA_ATTENTION_UNROLL
     for (int r = 0; r < 4; ++r) {
       const unsigned char* const source = value + r * rows.value_row_bytes;
-      if constexpr (Heads > 1) fetch<Columns * vector_size>(fetcher);
       LAMBDA_ATTENTION_UNROLL
       for (int c = 0; c < Columns; ++c)
         row[c][r] = load_bytes((k + r < rows.num_keys ? source : zeros) + c * vector_size);

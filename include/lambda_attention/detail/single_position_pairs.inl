@@ -23,8 +23,8 @@ inline void score_rows(const float* queries, int heads, index_t padded_dim, cons
   if (heads == 4) score_rows_of<row_format::f32, 4>(words, num_words, rows, scores, score_stride);
 }
 
-// So many that what is done once for them hardly counts, and so few that the part of a pass over a few columns is there for
-// the next.
+// So many that what is done once for them hardly counts, and so few that what a pass over a few columns has fetched is there
+// for the next.
 inline constexpr index_t keys_together = 128;
 
 // The weights of `count` keys, two in a word, and zeros behind them.
@@ -42,8 +42,8 @@ LAMBDA_ATTENTION_INLINE void add_woven(floats lower, floats upper, float* sum) {
                                                                  15, 28, 29, 30, 31));
 }
 
-// output[h] += the weights of `num_keys` keys times their values, `Columns` vectors of words of each row. Beside a last key
-// that is alone are zeros.
+// output[h] += the weights of a few keys times `Columns` vectors of words of each of their values, from dim d on. Beside a last
+// key that is alone are zeros.
 template <int Heads, int Columns>
 LAMBDA_ATTENTION_INLINE void add_value_columns(const float (*weights)[keys_together / 2], index_t padded_dim,
                                                const stored_rows& rows, index_t d, float* output) {
