@@ -17,7 +17,7 @@ enum class row_format { f32, f64, f16, bf16, int8, custom };
 //     static float encode(const compute_type* row, index_t dim, void* stored);
 //     static void decode(const void* stored, float scale, index_t dim, compute_type* row);
 //
-// encode() writes a row and returns its scale, which the cache keeps in a plane of its own and hands to decode(); a storage
+// encode() writes a row and returns its scale, which the cache keeps beside the rows and hands to decode(); a storage
 // without scales returns 1. Neither throws. `stored` is aligned to 16 bytes and holds row_bytes(dim), zero at first.
 
 }  // namespace LAMBDA_ATTENTION_UNIT

@@ -77,7 +77,7 @@ TEST(RowRing, KeepsTheNewestRowsOfEachHead) {
       EXPECT_EQ(row[2], 0);
     }
   }
-  for (const std::size_t block : {0, 192}) {  // in its own part of a block it stays
+  for (const std::size_t block : {0U, 192U}) {  // in its own part of a block it stays
     EXPECT_EQ(memory[block / sizeof(float)], -1);
     EXPECT_EQ(memory[(block + 64 + 4 * 16 + 4 * sizeof(float)) / sizeof(float)], -1);
   }

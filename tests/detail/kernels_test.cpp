@@ -422,7 +422,6 @@ void add_errors(const stored_position& p, isa_level isa, error_sum& of_scores, e
   }
 }
 
-// Every format, number of heads and ragged end.
 // Whatever the parts in which a pass takes them, the passes together ask for as much as they read, once.
 TEST(stored_rows, are_asked_for_by_all_passes) {
   constexpr index_t key_bytes = 12, value_bytes = 24, num_rows = 10;
@@ -447,6 +446,7 @@ TEST(stored_rows, are_asked_for_by_all_passes) {
   }
 }
 
+// Every format, number of heads and ragged end.
 TEST(kernels_of_float, multiply_stored_rows) {
   for (const row_format format : {row_format::f32, row_format::f16, row_format::bf16, row_format::int8}) {
     for (const index_t dim : {12, 64, 80, 96, 128, 192, 512}) {
@@ -493,21 +493,23 @@ TEST(kernels_of_float, multiply_bytes_by_what_is_no_number) {
   constexpr float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
   for (const float odd : {0.0f, 1e-40f, 1e35f, infinity, nan}) {
     for (const index_t place : {0, 77, 299}) {
-      stored_position p(row_format::int8, 2, 128, 300, 13);
-      p.queries[place % 128] = odd;
-      p.weights[place] = odd;
-      const bool finite = odd < infinity;
-      for (const isa_level isa : isa_levels()) {
-        SCOPED_TRACE(std::to_string(odd) + " at " + std::to_string(place) + ", " + name_of(isa));
-        const detail::position_kernels<float>& table = detail::position_kernels_for<float>(isa);
-        detail::buffer<float> scores(2 * p.stride()), output(2 * p.padded_dim);
-        table.score_rows(p.queries.data(), 2, p.padded_dim, p.rows(), scores.data(), p.stride());
-        table.add_values(p.weights.data(), p.stride(), 2, p.padded_dim, p.rows(), output.data());
-        for (int h = 0; h < 2; ++h) {
-          for (index_t k = 0; k < p.num_keys; ++k)
-            ASSERT_EQ(std::isfinite(scores[h * p.stride() + k]), finite || h == 1) << h << ", " << k;
-          for (index_t d = 0; d < p.padded_dim; ++d)
-            ASSERT_EQ(std::isfinite(output[h * p.padded_dim + d]), finite || h == 1) << h << ", " << d;
+      for (const int heads : {1, 2}) {
+        stored_position p(row_format::int8, heads, 128, 300, 13);
+        p.queries[place % 128] = odd;
+        p.weights[place] = odd;
+        const bool finite = odd < infinity;
+        for (const isa_level isa : isa_levels()) {
+          SCOPED_TRACE(std::to_string(odd) + " at " + std::to_string(place) + ", " + name_of(isa));
+          const detail::position_kernels<float>& table = detail::position_kernels_for<float>(isa);
+          detail::buffer<float> scores(heads * p.stride()), output(heads * p.padded_dim);
+          table.score_rows(p.queries.data(), heads, p.padded_dim, p.rows(), scores.data(), p.stride());
+          table.add_values(p.weights.data(), p.stride(), heads, p.padded_dim, p.rows(), output.data());
+          for (int h = 0; h < heads; ++h) {
+            for (index_t k = 0; k < p.num_keys; ++k)
+              ASSERT_EQ(std::isfinite(scores[h * p.stride() + k]), finite || h == 1) << h << ", " << k;
+            for (index_t d = 0; d < p.padded_dim; ++d)
+              ASSERT_EQ(std::isfinite(output[h * p.padded_dim + d]), finite || h == 1) << h << ", " << d;
+          }
         }
       }
     }

@@ -78,7 +78,7 @@ inline double pairs_bound(lambda_attention::row_format format, lambda_attention:
   return in_pairs ? rounding_bound(squared_rounding(format), 1, keys, sigma) : 0;
 }
 
-/// What is more where an ISA takes bytes as they are, for several heads: it rounds queries to 1 / 16256 of the largest of their
+/// What is more where an ISA takes bytes as they are: it rounds queries to 1 / 16256 of the largest of their
 /// numbers, which of normal ones is 3.5 times their standard deviation, and weights to 1 / 65535 of the largest of 256 keys:
 /// u^2 = 3.5^2 / 12 / 16256^2 = 4e-9, and 256 / 12 / 65535^2 = 5e-9.
 inline double bytes_bound(lambda_attention::row_format format, lambda_attention::isa_level isa, double sigma) {

@@ -136,15 +136,16 @@ class position_driver {
   // heads.
   template <class Pass>
   void for_each_pass(const stored_rows& run, Pass&& pass) {
-    index_t num_passes = 0;
-    for (index_t head = 0; head < heads_; ++num_passes) head += heads_at_once(heads_ - head, max_tile_vectors);
-    const index_t rows_per_pass = num_passes == 1 ? run.num_keys : 128;
+    // The last pass may be that of one head, which asks for nothing.
+    index_t num_asking = 0;
+    for (index_t head = 0; heads_ - head > 1; ++num_asking) head += heads_at_once(heads_ - head, max_tile_vectors);
+    const bool at_once = heads_at_once(heads_, max_tile_vectors) == heads_;
+    const index_t rows_per_pass = at_once ? run.num_keys : 128;
     for (index_t done = 0; done < run.num_keys; done += rows_per_pass) {
       const stored_rows rows = run.part(done, rows_per_pass);
-      index_t head = 0;
-      for (index_t number = 0; number < num_passes; ++number) {
+      for (index_t head = 0, number = 0; head < heads_; ++number) {
         const int heads = heads_at_once(heads_ - head, max_tile_vectors);
-        pass(rows.in_pass(number, num_passes), done, head, heads);
+        pass(rows.in_pass(number, max(1, num_asking)), done, head, heads);
         head += heads;
       }
     }

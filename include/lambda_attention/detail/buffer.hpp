@@ -5,7 +5,6 @@
 #include <lambda_attention/config.hpp>
 
 #include <cstddef>
-#include <cstdint>
 #include <cstring>
 #include <new>
 #include <type_traits>
@@ -22,7 +21,7 @@ inline constexpr std::size_t buffer_alignment = 64;
 inline constexpr std::size_t huge_page = std::size_t{1} << 21;
 
 // A core reads memory a quarter faster when it does not have to look up a page every 4 KiB. So what is as large as a huge
-// page begins with one, and as many are asked for as lie wholly inside: no more memory is taken.
+// page begins with one, and as many are asked for as lie wholly inside, for which no more memory is taken.
 inline std::align_val_t alignment_for(std::size_t bytes) {
   return std::align_val_t{bytes < huge_page ? buffer_alignment : huge_page};
 }

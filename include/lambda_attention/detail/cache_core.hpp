@@ -86,12 +86,13 @@ class row_ring {
   }
 
  private:
-  // Formats in which rows need no scale to be read.
+  // Formats in which rows need a scale to be read.
   bool has_scales() const { return storage_.format == row_format::int8 || storage_.format == row_format::custom; }
 
   static index_t bytes_of_rows(index_t heads, index_t capacity, index_t row_bytes) {
     index_t rows = 0, bytes = 0;
-    if (!multiply(heads, capacity, &rows) || !multiply(rows, row_bytes, &bytes) || bytes > (INT64_MAX >> 8))
+    if (row_bytes < 0 || !multiply(heads, capacity, &rows) || !multiply(rows, row_bytes, &bytes) ||
+        bytes > (INT64_MAX >> 8))
       refuse("kv_cache: expected a cache that fits in memory, got %lld heads of %lld rows of %lld bytes",
              printable(heads), printable(capacity), printable(row_bytes));
     return round_up(capacity * row_bytes, buffer_alignment);
@@ -135,7 +136,7 @@ class cache_core {
         window_near_(storage, g.num_kv_heads, ring_rows(near_window()), g.head_dim, window_far_.end_byte()),
         sink_values_(sinks, g.num_kv_heads, num_sinks(), g.v_head_dim, window_near_.end_byte()),
         window_values_(storage, g.num_kv_heads, ring_rows(window()), g.v_head_dim, sink_values_.end_byte()),
-        blocks_(g.num_kv_heads * block_bytes()) {}
+        blocks_(checked_bytes(g.num_kv_heads, block_bytes())) {}
 
   const geometry& shape() const { return geometry_; }
   // Kernels for what the rings hold; null where that is not taken in pairs.
@@ -201,6 +202,13 @@ class cache_core {
   index_t near_window() const { return has_far_window() ? geometry_.plan.limit() + 1 : window(); }
   index_t ring_rows(index_t window) const { return max(window, 1) - 1 + geometry_.max_append; }
   index_t block_bytes() const { return window_values_.end_byte(); }
+  static index_t checked_bytes(index_t num_blocks, index_t block_bytes) {
+    index_t bytes = 0;
+    if (!multiply(num_blocks, block_bytes, &bytes))
+      refuse("kv_cache: expected a cache that fits in memory, got %lld heads of %lld bytes", printable(num_blocks),
+             printable(block_bytes));
+    return bytes;
+  }
 
   // Tokens whose angles are computed in one go.
   static constexpr index_t tokens_together = 16;

@@ -109,8 +109,8 @@ struct stored_rows {
   index_t value_row_bytes;
   index_t num_keys;
 
-  // Where rows are read in several passes, for other heads each, a pass asks for its share of the rows that come later: as
-  // much with every row, from so many bytes behind the first on. So memory is never idle.
+  // Where rows are read in several passes, for other heads each, a pass asks for its share of the rows that come later, so
+  // that memory is never idle: with every row from as much farther on, at first so many bytes behind the first row.
   index_t num_passes = 1;
   index_t keys_ahead = 0;
   index_t values_ahead = 0;

@@ -192,7 +192,7 @@ LAMBDA_ATTENTION_INLINE void add_value_columns(const byte_planes* weights, index
   whole_numbers upper[Heads][Columns][4] = {}, lower[Heads][Columns][4] = {};
   const unsigned char* value = rows.values + d;
   for (index_t k = 0; k < rows.num_keys; k += 4, value += 4 * rows.value_row_bytes) {
-    if constexpr (Heads > 1) {
+    if (Heads > 1 && fetcher.step != 0) {
       LAMBDA_ATTENTION_UNROLL
       for (int r = 0; r < 4; ++r) fetch<Columns * vector_size>(fetcher);
     }
