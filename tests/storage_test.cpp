@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "refusal.hpp"
 #include "storage/stored.hpp"
 
 namespace la = lambda_attention;
@@ -37,6 +38,12 @@ struct fixed16 {
   static void decode(const void* stored, float scale, index_t dim, float* row) {
     for (index_t d = 0; d < dim; ++d) row[d] = scale * static_cast<float>(static_cast<const std::int16_t*>(stored)[d]);
   }
+};
+
+// Rows of no bytes, or of fewer.
+template <index_t Bytes>
+struct rows_of : fixed16 {
+  static constexpr index_t row_bytes(index_t) { return Bytes; }
 };
 
 struct narrowed {
@@ -75,6 +82,18 @@ TEST(CustomStorage, UnderARotationInEveryLayoutOfTheCache) {
       EXPECT_LE(nmse(s.out.elements, expected(s, shape, position)), 1e-8) << "steps of " << step;
     }
   }
+}
+
+TEST(CustomStorage, WhatDoesNotFitIsRefused) {
+  const auto refused = [](auto storage, index_t window, index_t num_kv_heads) {
+    return refusal(
+        [&] { la::kv_cache<decltype(storage), la::none>(la::sliding_window(window), {}, num_kv_heads, 8, 8); });
+  };
+  EXPECT_EQ(refused(rows_of<0>{}, index_t{1} << 22, index_t{1} << 40),
+            "kv_cache: expected a cache that fits in memory, got 1099511627776 heads of 33558528 bytes");
+  EXPECT_EQ(refused(rows_of<-1>{}, 10, 1), "kv_cache: expected 0 <= row_bytes(dim) < 2^55 of its storage, got -1");
+  EXPECT_EQ(refused(rows_of<INT64_MAX>{}, 10, 1),
+            "kv_cache: expected 0 <= row_bytes(dim) < 2^55 of its storage, got 9223372036854775807");
 }
 
 TEST(CustomStorage, MemoryIsWhatRowBytesSays) {

@@ -49,7 +49,7 @@ class row_ring {
       : storage_(storage),
         capacity_(num_rows),
         dim_(row_dim),
-        row_bytes_(round_up(storage.row_bytes(round_up(row_dim, row_multiple)), 16)),
+        row_bytes_(aligned_row_bytes(storage.row_bytes(round_up(row_dim, row_multiple)))),
         first_byte_(first_byte),
         first_scale_byte_(first_byte + bytes_of_rows(num_heads, num_rows, row_bytes_)) {}
 
@@ -89,10 +89,14 @@ class row_ring {
   // Formats in which rows need a scale to be read.
   bool has_scales() const { return storage_.format == row_format::int8 || storage_.format == row_format::custom; }
 
+  static index_t aligned_row_bytes(index_t bytes) {
+    if (bytes < 0 || bytes > (INT64_MAX >> 8))
+      refuse("kv_cache: expected 0 <= row_bytes(dim) < 2^55 of its storage, got %lld", printable(bytes));
+    return round_up(bytes, 16);
+  }
   static index_t bytes_of_rows(index_t heads, index_t capacity, index_t row_bytes) {
     index_t rows = 0, bytes = 0;
-    if (row_bytes < 0 || !multiply(heads, capacity, &rows) || !multiply(rows, row_bytes, &bytes) ||
-        bytes > (INT64_MAX >> 8))
+    if (!multiply(heads, capacity, &rows) || !multiply(rows, row_bytes, &bytes) || bytes > (INT64_MAX >> 8))
       refuse("kv_cache: expected a cache that fits in memory, got %lld heads of %lld rows of %lld bytes",
              printable(heads), printable(capacity), printable(row_bytes));
     return round_up(capacity * row_bytes, buffer_alignment);
