@@ -71,15 +71,9 @@ using avx512 = baseline;
 template <class Work>
 auto at_level(isa_level level, Work&& work) {
   if (level == isa_level::automatic) level = lambda_attention::isa();
-  switch (level) {
-    case isa_level::avx512:
-    case isa_level::avx512_bf16:
-      return work(avx512{});
-    case isa_level::avx2:
-      return work(avx2{});
-    default:
-      return work(baseline{});
-  }
+  if (level >= isa_level::avx512) return work(avx512{});
+  if (level == isa_level::avx2) return work(avx2{});
+  return work(baseline{});
 }
 
 /// Multiplications and additions a second of one thread: the best of a few short runs.

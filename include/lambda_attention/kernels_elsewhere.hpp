@@ -16,6 +16,7 @@ extern template struct avx2::kernels<float>;
 extern template struct avx2::kernels<double>;
 extern template struct avx512::kernels<float>;
 extern template struct avx512::kernels<double>;
+extern template struct avx512::bytes::kernels<float>;
 extern template struct avx512::pairs::kernels<float>;
 #endif
 

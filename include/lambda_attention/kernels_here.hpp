@@ -15,6 +15,7 @@ template struct avx2::kernels<float>;
 template struct avx2::kernels<double>;
 template struct avx512::kernels<float>;
 template struct avx512::kernels<double>;
+template struct avx512::bytes::kernels<float>;
 template struct avx512::pairs::kernels<float>;
 #endif
 

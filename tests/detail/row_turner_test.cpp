@@ -15,7 +15,7 @@ using la::detail::row_turner;
 namespace {
 
 constexpr la::isa_level levels[] = {la::isa_level::baseline, la::isa_level::avx2, la::isa_level::avx512,
-                                    la::isa_level::avx512_bf16};
+                                    la::isa_level::avx512_vnni, la::isa_level::avx512_bf16};
 
 template <class Real>
 struct angles {
@@ -52,7 +52,7 @@ TYPED_TEST_SUITE(RowTurner, reals);
 
 TYPED_TEST(RowTurner, TurnsPairsByTheirAngles) {
   for (const la::isa_level level : levels) {
-    if (level > la::isa()) continue;
+    if (level > la::highest_isa()) continue;
     for (const la::pair_layout layout : {la::pair_layout::half_split, la::pair_layout::interleaved}) {
       for (const index_t pairs : {1, 3, 8, 16, 33, 256}) {
         const index_t dim = pairs == 256 ? 512 : 2 * pairs + 3;  // elements behind the pairs stay
@@ -81,7 +81,7 @@ TYPED_TEST(RowTurner, PhasesWrapAround) {
   const double eighth_turn = std::atan(1.0);
   const la::rope position(2, &eighth_turn, 1);
   for (const la::isa_level level : levels) {
-    if (level > la::isa()) continue;
+    if (level > la::highest_isa()) continue;
     for (std::uint64_t eighths = 0; eighths < 8; ++eighths) {
       const std::vector<TypeParam> near = turned<TypeParam>(position.data(), 2, eighths, level);
       const std::vector<TypeParam> far = turned<TypeParam>(position.data(), 2, eighths + 800, level);

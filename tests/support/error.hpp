@@ -84,7 +84,7 @@ inline double pairs_bound(lambda_attention::row_format format, lambda_attention:
 inline double bytes_bound(lambda_attention::row_format format, lambda_attention::isa_level isa, double sigma) {
   using lambda_attention::isa_level;
   const isa_level level = isa == isa_level::automatic ? lambda_attention::isa() : isa;
-  const bool as_they_are = format == lambda_attention::row_format::int8 && level == isa_level::avx512_bf16;
+  const bool as_they_are = format == lambda_attention::row_format::int8 && level >= isa_level::avx512_vnni;
   return as_they_are ? rounding_bound(5e-9, 1, 1, sigma) : 0;
 }
 

@@ -27,9 +27,9 @@ encoding_limits limits_of(const Position& position) {
 }
 
 inline void check_isa(isa_level level, const char* where) {
-  const isa_level best = isa();
-  if (level < isa_level::automatic || level > best)
-    refuse("%s: expected an isa that this machine has, at most %s, got %s", where, name_of(best), name_of(level));
+  const isa_level highest = highest_isa();
+  if (level < isa_level::automatic || level > highest)
+    refuse("%s: expected an isa that this machine has, at most %s, got %s", where, name_of(highest), name_of(level));
 }
 
 inline void check_dim(index_t dim, const char* where, const char* name) {

@@ -46,3 +46,19 @@ LAMBDA_ATTENTION_INLINE floats load_int8(const unsigned char* source) {
   const __m128i numbers = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source));
   return _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, numbers));
 }
+
+// The 16-bit halves of the words of a and b, woven into one another within blocks of 16 bytes.
+LAMBDA_ATTENTION_INLINE floats weave_lower_halves(floats a, floats b) {
+  return (floats)_mm512_unpacklo_epi16((__m512i)a, (__m512i)b);
+}
+LAMBDA_ATTENTION_INLINE floats weave_upper_halves(floats a, floats b) {
+  return (floats)_mm512_unpackhi_epi16((__m512i)a, (__m512i)b);
+}
+
+// The same of bytes.
+LAMBDA_ATTENTION_INLINE mask_of<float> weave_lower_bytes(mask_of<float> a, mask_of<float> b) {
+  return (mask_of<float>)_mm512_unpacklo_epi8((__m512i)a, (__m512i)b);
+}
+LAMBDA_ATTENTION_INLINE mask_of<float> weave_upper_bytes(mask_of<float> a, mask_of<float> b) {
+  return (mask_of<float>)_mm512_unpackhi_epi8((__m512i)a, (__m512i)b);
+}

@@ -1,4 +1,4 @@
-// What AVX-512 BF16 and VNNI add to AVX-512, inside whose namespace this is. Included by kernels.hpp.
+// What AVX-512 BF16 adds to AVX-512, inside whose namespace this is. Included by kernels.hpp.
 
 // sum += a0 * b0 + a1 * b1 for the pair in each word. Denormal numbers count as zero.
 LAMBDA_ATTENTION_INLINE floats add_products_of_pairs(floats a, floats b, floats sum) {
@@ -19,31 +19,4 @@ LAMBDA_ATTENTION_INLINE floats pairs_of(floats first, floats second) {
   const halves h = (halves)rounded(first, second);
   return (floats)__builtin_shufflevector(h, h, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10,
                                          26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-}
-
-// The 16-bit halves of the words of a and b, woven into one another within blocks of 16 bytes.
-LAMBDA_ATTENTION_INLINE floats weave_lower_halves(floats a, floats b) {
-  return (floats)_mm512_unpacklo_epi16((__m512i)a, (__m512i)b);
-}
-LAMBDA_ATTENTION_INLINE floats weave_upper_halves(floats a, floats b) {
-  return (floats)_mm512_unpackhi_epi16((__m512i)a, (__m512i)b);
-}
-
-// The same of bytes.
-LAMBDA_ATTENTION_INLINE mask_of<float> weave_lower_bytes(mask_of<float> a, mask_of<float> b) {
-  return (mask_of<float>)_mm512_unpacklo_epi8((__m512i)a, (__m512i)b);
-}
-LAMBDA_ATTENTION_INLINE mask_of<float> weave_upper_bytes(mask_of<float> a, mask_of<float> b) {
-  return (mask_of<float>)_mm512_unpackhi_epi8((__m512i)a, (__m512i)b);
-}
-
-// sum += the products of the four bytes of each word, those of a without a sign and those of b with one.
-LAMBDA_ATTENTION_INLINE mask_of<float> add_products_of_bytes(mask_of<float> a, mask_of<float> b, mask_of<float> sum) {
-  return (mask_of<float>)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
-}
-
-LAMBDA_ATTENTION_INLINE mask_of<float> broadcast_four_bytes(const unsigned char* bytes) {
-  std::int32_t word;
-  std::memcpy(&word, bytes, sizeof word);
-  return mask_of<float>{} + word;
 }

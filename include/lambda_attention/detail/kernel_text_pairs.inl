@@ -1,10 +1,8 @@
-// The kernels of an ISA that multiplies pairs of bfloat16s: those of the ISA below, and products of pairs; see kernels.hpp.
+// The kernels of an ISA that multiplies pairs of bfloat16s: those of the ISAs below, and products of pairs; see kernels.hpp.
 
 #include <lambda_attention/detail/operands_pairs.inl>
 
 #include <lambda_attention/detail/tile.inl>
-
-#include <lambda_attention/detail/single_position_bytes.inl>
 
 #include <lambda_attention/detail/single_position_pairs.inl>
 

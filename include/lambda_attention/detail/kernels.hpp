@@ -242,7 +242,14 @@ namespace avx512 {
 }  // namespace avx512
 LAMBDA_ATTENTION_END_TARGET
 
-LAMBDA_ATTENTION_BEGIN_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")
+LAMBDA_ATTENTION_BEGIN_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+namespace avx512::bytes {
+#include <lambda_attention/detail/isa_avx512_vnni.inl>
+#include <lambda_attention/detail/kernel_text_bytes.inl>
+}  // namespace avx512::bytes
+LAMBDA_ATTENTION_END_TARGET
+
+LAMBDA_ATTENTION_BEGIN_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")
 namespace avx512::pairs {
 #include <lambda_attention/detail/isa_avx512_bf16.inl>
 #include <lambda_attention/detail/kernel_text_pairs.inl>
@@ -271,7 +278,7 @@ namespace baseline {
 #undef LAMBDA_ATTENTION_INLINE
 #undef LAMBDA_ATTENTION_PRAGMA
 
-// The kernels of an instruction set that this machine has: the one asked for, or the best.
+// The kernels of an instruction set that this machine has: the one asked for, or the fastest.
 template <class Real>
 const kernel_table<Real>& kernels_for(isa_level level) {
 #if defined(__x86_64__)
@@ -289,6 +296,7 @@ const position_kernels<Real>& position_kernels_for(isa_level level) {
   if (level == isa_level::automatic) level = isa();
   if constexpr (sizeof(Real) == sizeof(float)) {
     if (level == isa_level::avx512_bf16) return avx512::pairs::kernels<Real>::one_position();
+    if (level == isa_level::avx512_vnni) return avx512::bytes::kernels<Real>::one_position();
   }
   if (level >= isa_level::avx512) return avx512::kernels<Real>::one_position();
   if (level == isa_level::avx2) return avx2::kernels<Real>::one_position();

@@ -7,7 +7,7 @@
 // What that rounds away is little beside what rounding the rows themselves has: of a logit, at most
 // (|q|max / 32512) |k| beside (|k|max / 254) |q|, both in the square mean; of the output, half a unit for each weight, 1 /
 // 131070 of the largest among the keys that share a unit. Weights below that count as none, and the others, whose unit is
-// set so that their sum stays what it was, for them too. Included by kernel_text_pairs.inl.
+// set so that their sum stays what it was, for them too. Included by kernel_text_bytes.inl.
 
 using whole_numbers = mask_of<float>;
 
@@ -266,8 +266,17 @@ inline bool add_bytes(const float* weights, index_t weight_stride, int heads, in
   return true;
 }
 
-inline void add_values_in_bytes(const float* weights, index_t weight_stride, int heads, index_t padded_dim,
-                                const stored_rows& rows, float* output) {
+// What else there is, the kernels of the ISA below take.
+inline void score_rows(const float* queries, int heads, index_t padded_dim, const stored_rows& rows, float* scores,
+                       index_t score_stride) {
+  if (taken_in_bytes(rows, padded_dim) && score_bytes(queries, heads, padded_dim, rows, scores, score_stride)) return;
+  avx512::score_rows<float>(queries, heads, padded_dim, rows, scores, score_stride);
+}
+
+inline void add_values(const float* weights, index_t weight_stride, int heads, index_t padded_dim,
+                       const stored_rows& rows, float* output) {
+  if (!taken_in_bytes(rows, padded_dim))
+    return avx512::add_values<float>(weights, weight_stride, heads, padded_dim, rows, output);
   for (index_t first = 0; first < rows.num_keys; first += keys_per_unit) {
     const stored_rows block = rows.part(first, keys_per_unit);
     if (!add_bytes(weights + first, weight_stride, heads, padded_dim, block, output))

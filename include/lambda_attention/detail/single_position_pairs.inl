@@ -5,7 +5,7 @@
 
 inline constexpr index_t bytes_of_number = 2, numbers_per_vector = vector_bytes / bytes_of_number;
 
-// Rows that are whole vectors of words, for several heads. What else there is, the kernels of the ISA below take: one head
+// Rows that are whole vectors of words, for several heads. What else there is, the kernels of the ISAs below take: one head
 // waits for memory, and weaving reads two rows at once, which memory serves worse.
 LAMBDA_ATTENTION_INLINE bool taken_in_pairs(const stored_rows& rows, int heads, index_t padded_dim) {
   return heads > 1 && rows.format == row_format::bf16 && padded_dim % numbers_per_vector == 0;
@@ -13,9 +13,8 @@ LAMBDA_ATTENTION_INLINE bool taken_in_pairs(const stored_rows& rows, int heads, 
 
 inline void score_rows(const float* queries, int heads, index_t padded_dim, const stored_rows& rows, float* scores,
                        index_t score_stride) {
-  if (taken_in_bytes(rows, padded_dim) && score_bytes(queries, heads, padded_dim, rows, scores, score_stride)) return;
   if (!taken_in_pairs(rows, heads, padded_dim))
-    return avx512::score_rows<float>(queries, heads, padded_dim, rows, scores, score_stride);
+    return bytes::score_rows(queries, heads, padded_dim, rows, scores, score_stride);
   const index_t num_words = padded_dim / 2;
   alignas(vector_bytes) float words[max_tile_vectors * max_head_dim / 2];
   for (int h = 0; h < heads; ++h) write_pairs(queries + h * padded_dim, padded_dim, words + h * num_words);
@@ -111,10 +110,8 @@ void add_values_of(const float* weights, index_t weight_stride, index_t padded_d
 
 inline void add_values(const float* weights, index_t weight_stride, int heads, index_t padded_dim,
                        const stored_rows& rows, float* output) {
-  if (taken_in_bytes(rows, padded_dim))
-    return add_values_in_bytes(weights, weight_stride, heads, padded_dim, rows, output);
   if (!taken_in_pairs(rows, heads, padded_dim))
-    return avx512::add_values<float>(weights, weight_stride, heads, padded_dim, rows, output);
+    return bytes::add_values(weights, weight_stride, heads, padded_dim, rows, output);
   if (heads == 2) add_values_of<2>(weights, weight_stride, padded_dim, rows, output);
   if (heads == 4) add_values_of<4>(weights, weight_stride, padded_dim, rows, output);
 }

@@ -1,0 +1,15 @@
+// The kernels of an ISA that multiplies bytes: those of the ISA below, and products of rows of bytes at a single position; see
+// kernels.hpp.
+
+#include <lambda_attention/detail/single_position_bytes.inl>
+
+template <class Real>
+struct kernels {
+  static const position_kernels<Real>& one_position();
+};
+template <class Real>
+const position_kernels<Real>& kernels<Real>::one_position() {
+  static constexpr position_kernels<Real> functions = {score_rows, avx512::adjust_scores<Real>, avx512::softmax<Real>,
+                                                       nullptr, add_values};
+  return functions;
+}
