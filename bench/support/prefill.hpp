@@ -65,7 +65,7 @@ template <class T>
 constexpr double prefill_nmse_bound(isa_level isa) {
   if (std::is_same_v<T, double>) return double_nmse_bound;
   if (std::is_same_v<T, half>) return float_nmse_bound + 2 * 5e-8;
-  if (std::is_same_v<T, bfloat16>) return float_nmse_bound + (isa == isa_level::avx512_bf16 ? 4 : 2) * 2.5e-6;
+  if (std::is_same_v<T, bfloat16>) return float_nmse_bound + (isa >= isa_level::avx512_bf16 ? 4 : 2) * 2.5e-6;
   return float_nmse_bound;
 }
 

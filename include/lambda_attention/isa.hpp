@@ -2,6 +2,7 @@
 #pragma once
 
 #include <lambda_attention/config.hpp>
+#include <lambda_attention/detail/matrix_registers.hpp>
 
 namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
@@ -14,6 +15,7 @@ enum class isa_level {
   avx512,       ///< AVX-512 F, BW, DQ and VL
   avx512_vnni,  ///< AVX-512 VNNI: products of fours of bytes
   avx512_bf16,  ///< AVX-512 BF16: products of pairs of bfloat16
+  amx_bf16,     ///< AMX: products of matrices of bfloat16, on Linux, which is asked for leave once in a process
 };
 
 /// The highest instruction set that this machine has. Any up to it may be asked for.
@@ -22,7 +24,8 @@ inline isa_level highest_isa() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
     if (!__builtin_cpu_supports("avx512vnni")) return isa_level::avx512;
-    return __builtin_cpu_supports("avx512bf16") ? isa_level::avx512_bf16 : isa_level::avx512_vnni;
+    if (!__builtin_cpu_supports("avx512bf16")) return isa_level::avx512_vnni;
+    return detail::matrix_registers_are_ours() ? isa_level::amx_bf16 : isa_level::avx512_bf16;
   }
   // Every processor with AVX2 and FMA has F16C; compilers of this age have no word to ask for it.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return isa_level::avx2;
@@ -54,6 +57,8 @@ constexpr const char* name_of(isa_level level) {
       return "avx512_vnni";
     case isa_level::avx512_bf16:
       return "avx512_bf16";
+    case isa_level::amx_bf16:
+      return "amx_bf16";
   }
   return "?";
 }

@@ -18,6 +18,7 @@ extern template struct avx512::kernels<float>;
 extern template struct avx512::kernels<double>;
 extern template struct avx512::bytes::kernels<float>;
 extern template struct avx512::pairs::kernels<float>;
+extern template struct avx512::pairs::matrices::kernels<float>;
 #endif
 
 }  // namespace detail

@@ -17,6 +17,7 @@ template struct avx512::kernels<float>;
 template struct avx512::kernels<double>;
 template struct avx512::bytes::kernels<float>;
 template struct avx512::pairs::kernels<float>;
+template struct avx512::pairs::matrices::kernels<float>;
 #endif
 
 }  // namespace detail

@@ -415,14 +415,14 @@ TEST(Checks, Isa) {
   const auto level = [](int value) { return [=](call& c) { c.options.isa = static_cast<la::isa_level>(value); }; };
   const std::string most =
       "expected an isa that this machine has, at most " + std::string(name_of(la::highest_isa())) + ", got ";
-  EXPECT_EQ(both(level(6)), "attend: " + most + "?");
+  EXPECT_EQ(both(level(7)), "attend: " + most + "?");
   EXPECT_EQ(both(level(-1)), "attend: " + most + "?");
-  EXPECT_EQ(append(level(6)), "append: " + most + "?");
-  EXPECT_EQ(newest(level(6)), "attend: " + most + "?");
+  EXPECT_EQ(append(level(7)), "append: " + most + "?");
+  EXPECT_EQ(newest(level(7)), "attend: " + most + "?");
   const cache_type cache = new_cache();
-  EXPECT_EQ(refusal([&] { la::scratch_bytes(cache, 4, 1, 1, static_cast<la::isa_level>(6)); }),
+  EXPECT_EQ(refusal([&] { la::scratch_bytes(cache, 4, 1, 1, static_cast<la::isa_level>(7)); }),
             "scratch_bytes: " + most + "?");
-  for (int i = static_cast<int>(la::highest_isa()) + 1; i <= static_cast<int>(la::isa_level::avx512_bf16); ++i)
+  for (int i = static_cast<int>(la::highest_isa()) + 1; i <= static_cast<int>(la::isa_level::amx_bf16); ++i)
     EXPECT_EQ(both(level(i)), "attend: " + most + name_of(static_cast<la::isa_level>(i)));
 }
 

@@ -42,7 +42,7 @@ struct sweep_case {
   explicit sweep_case(std::uint64_t number) : random(seed + number) {
     way = static_cast<path>(draw(random, 0, 8));
     encoded = encodings[draw(random, 0, 6)];
-    isa = std::min(static_cast<isa_level>(draw(random, 1, 5)), lambda_attention::highest_isa());
+    isa = std::min(static_cast<isa_level>(draw(random, 1, 6)), lambda_attention::highest_isa());
     for (layout* l : {&layout_of_q, &layout_of_k, &layout_of_v, &layout_of_out}) *l = layouts[draw(random, 0, 2)];
     draw_extents();
     draw_shape();

@@ -108,7 +108,7 @@ inline const std::vector<lambda_attention::isa_level>& isa_levels() {
   static const std::vector<isa_level> levels = [] {
     std::vector<isa_level> present;
     for (const isa_level level : {isa_level::baseline, isa_level::avx2, isa_level::avx512, isa_level::avx512_vnni,
-                                  isa_level::avx512_bf16}) {
+                                  isa_level::avx512_bf16, isa_level::amx_bf16}) {
       if (level <= lambda_attention::highest_isa()) {
         present.push_back(level);
       } else {

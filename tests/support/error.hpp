@@ -74,7 +74,7 @@ inline double pairs_bound(lambda_attention::row_format format, lambda_attention:
                           double sigma) {
   using lambda_attention::isa_level;
   const isa_level level = isa == isa_level::automatic ? lambda_attention::isa() : isa;
-  const bool in_pairs = format == lambda_attention::row_format::bf16 && level == isa_level::avx512_bf16;
+  const bool in_pairs = format == lambda_attention::row_format::bf16 && level >= isa_level::avx512_bf16;
   return in_pairs ? rounding_bound(squared_rounding(format), 1, keys, sigma) : 0;
 }
 

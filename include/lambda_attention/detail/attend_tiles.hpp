@@ -68,7 +68,7 @@ class tile_driver {
     pack_panels(tile, bands, columns);
     kernels_.begin_tile(tile_);
     for (int b = 0; b < bands.count; ++b)
-      for_each_segment(bands.band[b], tile, job_.in_pairs(bands.band[b].kind) ? 2 : 1,
+      for_each_segment(bands.band[b], tile, job_.keys_per_step(bands.band[b].kind),
                        [&](const key_segment& segment) { add(tile, segment); });
     for (index_t c = 0; c < columns; ++c)
       for (int h = 0; h < heads_; ++h) unpack(tile, c, h);
@@ -151,7 +151,7 @@ class tile_driver {
       run.distance = bias.distance;
       run.lane_step = bias.lane_step;
       run.key_step = bias.key_step;
-      run.first_is_odd = key % 2 != 0;
+      run.missing = key % job_.keys_per_step(segment.kind);
       (job_.in_pairs(segment.kind) ? job_.pairs->add_keys : kernels_.add_keys)(tile_, run);
     }
   }

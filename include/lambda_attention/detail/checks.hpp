@@ -146,7 +146,8 @@ attention_job<Real> job_of(const tensor& q, const tensor& out, const attention_o
   return job;
 }
 
-// Keys and values that are bfloat16s are taken in pairs, where there are kernels that multiply such. A cache has sinks of other numbers.
+// Keys and values that are bfloat16s are taken in pairs, where there are kernels that multiply such rows. A cache has sinks of
+// other numbers.
 template <class Real>
 void choose_pairs(attention_job<Real>& job, const pair_kernels<Real>* pairs) {
   const auto bfloat16s = [&](key_kind near, key_kind far, const row_store<Real>& values) {
@@ -154,6 +155,8 @@ void choose_pairs(attention_job<Real>& job, const pair_kernels<Real>* pairs) {
     return keys[static_cast<int>(near)].format == row_format::bf16 &&
            keys[static_cast<int>(far)].format == row_format::bf16 && values.format == row_format::bf16;
   };
+  if (pairs != nullptr && (job.head_dim() % pairs->dims_per_step != 0 || job.v_head_dim() % pairs->dims_per_step != 0))
+    pairs = nullptr;
   job.pairs = pairs;
   job.sinks_in_pairs = pairs != nullptr && bfloat16s(key_kind::sinks_near, key_kind::sinks_far, job.rows.sink_values);
   job.window_in_pairs =

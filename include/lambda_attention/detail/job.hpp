@@ -57,6 +57,7 @@ struct attention_job {
     return sinks_seen(plan, num_tokens()).size() + window_seen(plan, first_query, num_tokens()).size();
   }
   bool in_pairs(key_kind kind) const { return is_sink(kind) ? sinks_in_pairs : window_in_pairs; }
+  index_t keys_per_step(key_kind kind) const { return in_pairs(kind) ? pairs->keys_per_step : 1; }
   bool any_in_pairs() const { return sinks_in_pairs || window_in_pairs; }
 
   // Queries at so few positions are better read off the rows one position at a time than in tiles that stay empty.

@@ -10,6 +10,6 @@ struct kernels {
 template <class Real>
 const position_kernels<Real>& kernels<Real>::one_position() {
   static constexpr position_kernels<Real> functions = {score_rows, avx512::adjust_scores<Real>, avx512::softmax<Real>,
-                                                       nullptr, add_values};
+                                                       avx512::softmax<Real>, add_values};
   return functions;
 }

@@ -13,7 +13,8 @@ struct kernels {
 };
 template <class Real>
 const pair_kernels<Real>& kernels<Real>::table() {
-  static constexpr pair_kernels<Real> functions = {add_keys<Real>, pack<Real>, write_pairs, join_values};
+  static constexpr pair_kernels<Real> functions = {numbers_per_word, 1,           add_keys<Real>,
+                                                   pack<Real>,       write_pairs, join_values};
   return functions;
 }
 template <class Real>

@@ -95,7 +95,7 @@ struct tile_keys {
   index_t distance;
   int lane_step;
   int key_step;
-  bool first_is_odd;  // of pairs: the first key's values are in the upper halves of their row
+  index_t missing;  // keys before the first that belong to its step: see pair_kernels
 };
 
 // Rows as a cache stores them, for queries at a single position.
@@ -168,8 +168,13 @@ struct kernel_table {
 // Tiles whose keys and values are pairs of bfloat16s, two in a word: write_keys makes a row of keys; keys 2i and 2i + 1 share
 // a row of values, to which join_values brings each. Where dim is odd, a zero follows the numbers of a row; up to 32 numbers
 // are read at a time.
+//
+// Keys are taken in steps of keys_per_step, from key 0 on. Where that is more than a pair, all rows of a step are read, also of
+// keys that are not there.
 template <class Real>
 struct pair_kernels {
+  index_t keys_per_step;
+  index_t dims_per_step;  // head_dim and v_head_dim are to be multiples
   void (*add_keys)(tile_state<Real>& tile, const tile_keys<Real>& keys);
   void (*pack)(const Real* rows, index_t row_stride, index_t dim, Real scale, Real* panel, index_t width);
   void (*write_keys)(const Real* row, index_t dim, Real* words);
@@ -185,7 +190,7 @@ struct position_kernels {
                         index_t num_distances, index_t distance, int key_step);
   // scores -> 2^(score - max); returns the max, *sum the sum.
   Real (*softmax)(Real* scores, index_t num_keys, Real* sum);
-  Real (*softmax_in_pairs)(Real* scores, index_t num_keys, Real* sum);  // the weights as pairs have them, rounded
+  Real (*softmax_in_pairs)(Real* scores, index_t num_keys, Real* sum);  // for rows that add_values takes in pairs
   void (*add_values)(const Real* weights, index_t weight_stride, int heads, index_t padded_dim, const stored_rows& rows,
                      Real* output);
 };
@@ -256,6 +261,13 @@ namespace avx512::pairs {
 }  // namespace avx512::pairs
 LAMBDA_ATTENTION_END_TARGET
 
+LAMBDA_ATTENTION_BEGIN_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-bf16")
+namespace avx512::pairs::matrices {
+#include <lambda_attention/detail/isa_amx_bf16.inl>
+#include <lambda_attention/detail/kernel_text_matrices.inl>
+}  // namespace avx512::pairs::matrices
+LAMBDA_ATTENTION_END_TARGET
+
 #else
 
 namespace baseline {
@@ -296,7 +308,7 @@ const position_kernels<Real>& position_kernels_for(isa_level level) {
   if (level == isa_level::automatic) level = isa();
   if constexpr (sizeof(Real) == sizeof(float)) {
     if (level == isa_level::avx512_bf16) return avx512::pairs::kernels<Real>::one_position();
-    if (level == isa_level::avx512_vnni) return avx512::bytes::kernels<Real>::one_position();
+    if (level > isa_level::avx512) return avx512::bytes::kernels<Real>::one_position();
   }
   if (level >= isa_level::avx512) return avx512::kernels<Real>::one_position();
   if (level == isa_level::avx2) return avx2::kernels<Real>::one_position();
@@ -311,6 +323,7 @@ const pair_kernels<Real>* pair_kernels_for(isa_level level) {
 #if defined(__x86_64__)
   if (level == isa_level::automatic) level = isa();
   if constexpr (sizeof(Real) == sizeof(float)) {
+    if (level == isa_level::amx_bf16) return &avx512::pairs::matrices::kernels<Real>::table();
     if (level == isa_level::avx512_bf16) return &avx512::pairs::kernels<Real>::table();
   }
 #else

@@ -36,7 +36,7 @@ LAMBDA_ATTENTION_INLINE floats weight_of(floats x) {
 }
 
 // A block begins at an even key; a segment whose first is odd lacks the one before.
-LAMBDA_ATTENTION_INLINE index_t keys_missing_before(const tile_keys<float>& keys) { return keys.first_is_odd ? 1 : 0; }
+LAMBDA_ATTENTION_INLINE index_t keys_missing_before(const tile_keys<float>& keys) { return keys.missing; }
 
 LAMBDA_ATTENTION_INLINE floats as_multiplied(floats weight) { return rounded_number(weight); }
 

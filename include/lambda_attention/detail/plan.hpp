@@ -114,7 +114,7 @@ inline index_range window_seen(const plan_shape& plan, index_t first, index_t la
 //
 // Going from one key to the next, the queries that see it move on by one. A new segment begins where the first or the last
 // of them enters another column, or the tile: a stair is `lanes` keys, the last or the first of which a whole column sees.
-// Within a band, cuts lie at multiples of `unit` keys: 2 where keys are taken in pairs.
+// Within a band, cuts lie at multiples of `unit` keys: more than one where keys are taken in pairs or larger steps.
 template <class Visit>
 constexpr void for_each_segment(const key_band& band, const query_tile& tile, index_t unit, Visit&& visit) {
   const index_t last_query = tile.first + tile.count - 1;

@@ -21,23 +21,26 @@ namespace detail {
 constexpr index_t ring_rows(index_range seen, index_t span) {
   return max(0, min(seen.size(), saturating_add(span, queries_per_chunk)));
 }
+// The same in whole steps, the first of which may begin before the first key.
+constexpr index_t in_steps(index_t num_keys, index_t keys_per_step) {
+  return num_keys == 0 ? 0 : round_up(num_keys + keys_per_step - 1, keys_per_step);
+}
 template <class Real>
 index_t key_ring_rows(const attention_job<Real>& job, key_kind kind) {
   const key_band band = job.plan.band(kind, job.first_query, job.num_tokens());
-  return ring_rows(band.keys, band.farthest - band.nearest);
+  return in_steps(ring_rows(band.keys, band.farthest - band.nearest), job.keys_per_step(kind));
 }
-// Rows of values, which two keys share in pairs; the first pair may begin before the first key.
-constexpr index_t value_rows_for(bool in_pairs, index_t num_keys) {
-  return in_pairs && num_keys > 0 ? num_keys / 2 + 1 : num_keys;
-}
+// Rows of values, which two keys share in pairs.
 template <class Real>
 index_t window_value_ring_rows(const attention_job<Real>& job) {
   const index_range seen = window_seen(job.plan, job.first_query, job.num_tokens());
-  return value_rows_for(job.window_in_pairs, ring_rows(seen, max(0, job.plan.shape.window - 1)));
+  const index_t num_keys = ring_rows(seen, max(0, job.plan.shape.window - 1));
+  return in_steps(num_keys, job.keys_per_step(key_kind::window_near)) / (job.window_in_pairs ? 2 : 1);
 }
 template <class Real>
 index_t sink_value_ring_rows(const attention_job<Real>& job) {
-  return value_rows_for(job.sinks_in_pairs, sinks_seen(job.plan, job.num_tokens()).size());
+  const index_t num_keys = sinks_seen(job.plan, job.num_tokens()).size();
+  return in_steps(num_keys, job.keys_per_step(key_kind::sinks_near)) / (job.sinks_in_pairs ? 2 : 1);
 }
 
 // Words from one row of a ring to the next. Kernels go through the rows of a block column by column: where rows lie a
@@ -52,6 +55,13 @@ constexpr index_t ring_stride(index_t num_words) {
 // Words of a row of keys.
 constexpr index_t words_of_keys(bool in_pairs, index_t dim) { return in_pairs ? divide_up(dim, 2) : dim; }
 
+// Where a step is more than a pair, rows are read that may not be there.
+template <class Real>
+bool keys_in_place(const attention_job<Real>& job, key_kind kind) {
+  const bool in_pairs = job.in_pairs(kind);
+  return job.keys_per_step(kind) <= 2 && readable_in_place(job.rows.keys[static_cast<int>(kind)],
+                                                           job.rows.treatment[static_cast<int>(kind)], in_pairs);
+}
 // Values of pairs are woven into one another, and so copied.
 template <class Real>
 bool values_in_place(bool in_pairs, const row_store<Real>& values) {
@@ -103,7 +113,7 @@ class task_rows {
   row_window<Real> keys_on(key_kind kind, Real* rings, index_t place) const {
     const row_store<Real>& store = job_.rows.keys[static_cast<int>(kind)];
     const bool in_pairs = job_.in_pairs(kind);
-    if (readable_in_place(store, job_.rows.treatment[static_cast<int>(kind)], in_pairs)) return window_in_place(store);
+    if (keys_in_place(job_, kind)) return window_in_place(store);
     const index_t num_rows = key_ring_rows(job_, kind);
     const index_t stride = ring_stride<Real>(words_of_keys(in_pairs, store.dim));
     Real* const ring = rings + place * num_rows * stride;
@@ -215,7 +225,7 @@ scratch_sizes row_sizes(const attention_job<Real>& job) {
   scratch_sizes sizes;
   for (int k = 0; k < num_key_kinds; ++k) {
     const key_kind kind = static_cast<key_kind>(k);
-    if (!readable_in_place(rows.keys[k], rows.treatment[k], job.in_pairs(kind)))
+    if (!keys_in_place(job, kind))
       sizes.key_elements[k] =
           key_ring_rows(job, kind) * ring_stride<Real>(words_of_keys(job.in_pairs(kind), job.head_dim()));
   }

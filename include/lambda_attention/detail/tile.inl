@@ -160,17 +160,21 @@ LAMBDA_ATTENTION_INLINE void adjust_and_mask(const tile_state<Real>& tile, const
   }
 }
 
-// Weights of `Keys` keys, numbers `done` ... of their block, to tile.scores.
-template <int Keys, int Vectors, class Real>
-LAMBDA_ATTENTION_INLINE void score_block(tile_state<Real>& tile, const tile_keys<Real>& keys, index_t first_key,
-                                         index_t done) {
+// Scores of `Keys` keys, numbers `done` ... of their block -> their weights, to tile.scores. Key k of them weighs nothing where
+// is_there(k) is false.
+template <int Keys, int Vectors, class Real, class IsThere>
+LAMBDA_ATTENTION_INLINE void weigh_block(tile_state<Real>& tile, const tile_keys<Real>& keys, index_t first_key,
+                                         index_t done, vector_of<Real> (&acc)[Keys][Vectors], IsThere&& is_there) {
   constexpr int lanes = vectors<Real>::lanes;
   const index_t first_lane = keys.first_vector * lanes;
   Real* const row = tile.scores + done * tile.width;
-  vector_of<Real> acc[Keys][Vectors];
-  inner_products<Keys, Vectors>(keys.keys + first_key * keys.key_stride, keys.key_stride, keys.queries + first_lane,
-                                tile.width, words_for(tile.head_dim), acc);
   adjust_and_mask<Keys, Vectors>(tile, keys, first_key, row, acc);
+  LAMBDA_ATTENTION_UNROLL
+  for (int k = 0; k < Keys; ++k) {
+    if (is_there(k)) continue;
+    LAMBDA_ATTENTION_UNROLL
+    for (int v = 0; v < Vectors; ++v) acc[k][v] = broadcast(Real(hidden_score));
+  }
 
   Real* const running_max = tile.running_max + first_lane;
   mask_of<Real> exceeds = {};
@@ -195,6 +199,16 @@ LAMBDA_ATTENTION_INLINE void score_block(tile_state<Real>& tile, const tile_keys
     Real* const total = tile.sum + first_lane + v * lanes;
     store(total, load(total) + store_weights(tile.scores + first_lane + v * lanes, tile.width, done, weight));
   }
+}
+
+template <int Keys, int Vectors, class Real>
+LAMBDA_ATTENTION_INLINE void score_block(tile_state<Real>& tile, const tile_keys<Real>& keys, index_t first_key,
+                                         index_t done) {
+  const index_t first_lane = keys.first_vector * vectors<Real>::lanes;
+  vector_of<Real> acc[Keys][Vectors];
+  inner_products<Keys, Vectors>(keys.keys + first_key * keys.key_stride, keys.key_stride, keys.queries + first_lane,
+                                tile.width, words_for(tile.head_dim), acc);
+  weigh_block<Keys, Vectors>(tile, keys, first_key, done, acc, [](int) { return true; });
 }
 
 // output panel, dims [0, Dims) of it, += weights of num_keys keys times their values.
