@@ -15,8 +15,8 @@ using la::isa_level;
 
 namespace {
 
-constexpr isa_level levels[] = {isa_level::baseline, isa_level::avx2, isa_level::avx512, isa_level::avx512_vnni,
-                                isa_level::avx512_bf16, isa_level::amx_bf16};
+constexpr isa_level levels[] = {isa_level::baseline,    isa_level::avx2,        isa_level::avx512,
+                                isa_level::avx512_vnni, isa_level::avx512_bf16, isa_level::amx_bf16};
 
 sequence<float> attend_with(isa_level level) {
   sequence<float> s(70, 6, 2, 24, 10);
@@ -69,8 +69,7 @@ TEST(Isa, AutomaticIsTheFastest) {
 TEST(Isa, PairsAreTakenBySomeProcessorsOnly) {
   const bool passed_over = la::highest_isa() == isa_level::avx512_bf16 && __builtin_cpu_is("intel");
   EXPECT_EQ(la::isa(), passed_over ? isa_level::avx512_vnni : la::highest_isa());
-  EXPECT_EQ(la::detail::pair_kernels_for<float>(isa_level::automatic) != nullptr,
-            la::isa() >= isa_level::avx512_bf16);
+  EXPECT_EQ(la::detail::pair_kernels_for<float>(isa_level::automatic) != nullptr, la::isa() >= isa_level::avx512_bf16);
 }
 #endif
 

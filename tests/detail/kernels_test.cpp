@@ -91,7 +91,7 @@ using reals = testing::Types<float, double>;
 TYPED_TEST_SUITE(kernels, reals);
 
 TYPED_TEST(kernels, exp2_is_within_3_ulps) {
-  const double lowest = std::numeric_limits<TypeParam>::min_exponent;  // just above the subnormal numbers
+  const double lowest = sizeof(TypeParam) == 4 ? -100 : -960;  // below are zeros
   for (const isa_level isa : isa_levels()) {
     SCOPED_TRACE(name_of(isa));
     const auto exp2 = functions_for<TypeParam>(isa).exp2;

@@ -14,9 +14,8 @@ using la::detail::row_turner;
 
 namespace {
 
-constexpr la::isa_level levels[] = {la::isa_level::baseline, la::isa_level::avx2, la::isa_level::avx512,
-                                    la::isa_level::avx512_vnni, la::isa_level::avx512_bf16,
-                                    la::isa_level::amx_bf16};
+constexpr la::isa_level levels[] = {la::isa_level::baseline,    la::isa_level::avx2,        la::isa_level::avx512,
+                                    la::isa_level::avx512_vnni, la::isa_level::avx512_bf16, la::isa_level::amx_bf16};
 
 template <class Real>
 struct angles {

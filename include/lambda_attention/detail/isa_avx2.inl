@@ -23,18 +23,18 @@ LAMBDA_ATTENTION_INLINE bool any(mask_of<double> mask) { return __builtin_ia32_m
 LAMBDA_ATTENTION_INLINE floats round_to_whole(floats x) { return __builtin_ia32_roundps256(x, 0); }
 LAMBDA_ATTENTION_INLINE doubles round_to_whole(doubles x) { return __builtin_ia32_roundpd256(x, 0); }
 
-// y * 2^n for a whole n in [-125, 127] ([-1021, 1023]); zero for n below.
+// y * 2^n for a whole n of at most 127 (1023); zero below lowest_power.
 LAMBDA_ATTENTION_INLINE floats scale_by_power(floats y, floats n) {
   using bits = bits_of_lanes<float>;
   const bits exponent = (bits) __builtin_convertvector(n, mask_of<float>) << 23;
-  return (floats)(((bits)y + exponent) & ~(bits)(n < -125.5f));
+  return (floats)(((bits)y + exponent) & ~(bits)(n < lowest_power<float>));
 }
 LAMBDA_ATTENTION_INLINE doubles scale_by_power(doubles y, doubles n) {
   // AVX2 converts no double to a 64-bit integer: the last bits of n + 2^52 + 2^51 are the integer. n is opaque to the
   // optimiser (it comes from a rounding instruction), so -ffast-math has nothing to reassociate.
   using bits = bits_of_lanes<double>;
   const bits exponent = (bits)(n + 0x1.8p52) << 52;
-  return (doubles)(((bits)y + exponent) & ~(bits)(n < -1021.5));
+  return (doubles)(((bits)y + exponent) & ~(bits)(n < lowest_power<double>));
 }
 
 LAMBDA_ATTENTION_INLINE floats load_f16(const unsigned char* source) {

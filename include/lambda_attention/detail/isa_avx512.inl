@@ -27,9 +27,14 @@ LAMBDA_ATTENTION_INLINE doubles round_to_whole(doubles x) {
   return _mm512_maskz_roundscale_pd(0xff, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
-// y * 2^n for a whole n.
-LAMBDA_ATTENTION_INLINE floats scale_by_power(floats y, floats n) { return _mm512_maskz_scalef_ps(0xffff, y, n); }
-LAMBDA_ATTENTION_INLINE doubles scale_by_power(doubles y, doubles n) { return _mm512_maskz_scalef_pd(0xff, y, n); }
+// y * 2^n for a whole n of at most 127 (1023); zero below lowest_power, where it is not computed: no result is
+// anything but a normal number.
+LAMBDA_ATTENTION_INLINE floats scale_by_power(floats y, floats n) {
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n, _mm512_set1_ps(lowest_power<float>), _CMP_NLT_UQ), y, n);
+}
+LAMBDA_ATTENTION_INLINE doubles scale_by_power(doubles y, doubles n) {
+  return _mm512_maskz_scalef_pd(_mm512_cmp_pd_mask(n, _mm512_set1_pd(lowest_power<double>), _CMP_NLT_UQ), y, n);
+}
 
 LAMBDA_ATTENTION_INLINE floats load_f16(const unsigned char* source) {
   return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));

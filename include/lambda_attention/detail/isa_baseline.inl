@@ -37,17 +37,15 @@ LAMBDA_ATTENTION_INLINE Vector round_by_conversion(Vector x) {
 LAMBDA_ATTENTION_INLINE floats round_to_whole(floats x) { return round_by_conversion<float>(x); }
 LAMBDA_ATTENTION_INLINE doubles round_to_whole(doubles x) { return round_by_conversion<double>(x); }
 
-// y * 2^n for a whole n in [-125, 127] ([-1021, 1023]); zero for n below.
+// y * 2^n for a whole n of at most 127 (1023); zero below lowest_power.
 template <class Real, class Vector>
-LAMBDA_ATTENTION_INLINE Vector add_to_exponent(Vector y, Vector n, int mantissa_bits, Real lowest) {
+LAMBDA_ATTENTION_INLINE Vector add_to_exponent(Vector y, Vector n, int mantissa_bits) {
   using bits = bits_of_lanes<Real>;
   const bits exponent = (bits) __builtin_convertvector(n, mask_of<Real>) << mantissa_bits;
-  return (Vector)(((bits)y + exponent) & ~(bits)(n < lowest));
+  return (Vector)(((bits)y + exponent) & ~(bits)(n < lowest_power<Real>));
 }
-LAMBDA_ATTENTION_INLINE floats scale_by_power(floats y, floats n) { return add_to_exponent<float>(y, n, 23, -125.5f); }
-LAMBDA_ATTENTION_INLINE doubles scale_by_power(doubles y, doubles n) {
-  return add_to_exponent<double>(y, n, 52, -1021.5);
-}
+LAMBDA_ATTENTION_INLINE floats scale_by_power(floats y, floats n) { return add_to_exponent<float>(y, n, 23); }
+LAMBDA_ATTENTION_INLINE doubles scale_by_power(doubles y, doubles n) { return add_to_exponent<double>(y, n, 52); }
 
 // Four 16-bit numbers as the lower halves of whole numbers.
 LAMBDA_ATTENTION_INLINE mask_of<float> load_lower_halves(const unsigned char* source) {

@@ -26,16 +26,16 @@ LAMBDA_ATTENTION_INLINE bool any(Mask mask) {
 LAMBDA_ATTENTION_INLINE floats round_to_whole(floats x) { return vrndnq_f32(x); }
 LAMBDA_ATTENTION_INLINE doubles round_to_whole(doubles x) { return vrndnq_f64(x); }
 
-// y * 2^n for a whole n in [-125, 127] ([-1021, 1023]); zero for n below.
+// y * 2^n for a whole n of at most 127 (1023); zero below lowest_power.
 LAMBDA_ATTENTION_INLINE floats scale_by_power(floats y, floats n) {
   using bits = bits_of_lanes<float>;
   const bits exponent = (bits)vshlq_n_s32(vcvtq_s32_f32(n), 23);
-  return (floats)(((bits)y + exponent) & ~(bits)(n < -125.5f));
+  return (floats)(((bits)y + exponent) & ~(bits)(n < lowest_power<float>));
 }
 LAMBDA_ATTENTION_INLINE doubles scale_by_power(doubles y, doubles n) {
   using bits = bits_of_lanes<double>;
   const bits exponent = (bits)vshlq_n_s64(vcvtq_s64_f64(n), 52);
-  return (doubles)(((bits)y + exponent) & ~(bits)(n < -1021.5));
+  return (doubles)(((bits)y + exponent) & ~(bits)(n < lowest_power<double>));
 }
 
 LAMBDA_ATTENTION_INLINE floats load_f16(const unsigned char* source) {

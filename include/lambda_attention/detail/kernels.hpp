@@ -261,7 +261,8 @@ namespace avx512::pairs {
 }  // namespace avx512::pairs
 LAMBDA_ATTENTION_END_TARGET
 
-LAMBDA_ATTENTION_BEGIN_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-bf16")
+LAMBDA_ATTENTION_BEGIN_TARGET(
+    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-bf16")
 namespace avx512::pairs::matrices {
 #include <lambda_attention/detail/isa_amx_bf16.inl>
 #include <lambda_attention/detail/kernel_text_matrices.inl>

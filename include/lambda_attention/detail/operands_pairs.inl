@@ -26,7 +26,7 @@ LAMBDA_ATTENTION_INLINE floats multiply_add(floats element, floats row, floats s
 // 2^x for a weight that will be rounded to 8 bits: a minimax polynomial of relative error 7.5e-5 on |f| <= 1/2.
 template <class Real>
 LAMBDA_ATTENTION_INLINE floats weight_of(floats x) {
-  x = maximum(broadcast(lowest_power<float>), x);
+  x = maximum(broadcast(lowest_power<float> - 1), x);
   const floats n = round_to_whole(x);
   const floats f = x - n;
   floats p = broadcast(5.5171669e-2f);
@@ -65,8 +65,8 @@ LAMBDA_ATTENTION_INLINE floats store_weights(float* weights, index_t width, inde
 // By a power of two, which rounds nothing.
 LAMBDA_ATTENTION_INLINE void scale_word(float* word, floats scale) {
   const bits_of_lanes<float> bits = (bits_of_lanes<float>)load(word);
-  const floats lower = (floats)(bits << 16) * scale;
-  const floats upper = (floats)(bits & 0xffff0000U) * scale;
+  const floats lower = scaled_down<float>((floats)(bits << 16), scale);
+  const floats upper = scaled_down<float>((floats)(bits & 0xffff0000U), scale);
   store(word, (floats)(((bits_of_lanes<float>)lower >> 16) | ((bits_of_lanes<float>)upper & 0xffff0000U)));
 }
 

@@ -59,8 +59,8 @@ constexpr index_t words_of_keys(bool in_pairs, index_t dim) { return in_pairs ? 
 template <class Real>
 bool keys_in_place(const attention_job<Real>& job, key_kind kind) {
   const bool in_pairs = job.in_pairs(kind);
-  return job.keys_per_step(kind) <= 2 && readable_in_place(job.rows.keys[static_cast<int>(kind)],
-                                                           job.rows.treatment[static_cast<int>(kind)], in_pairs);
+  return job.keys_per_step(kind) <= 2 &&
+         readable_in_place(job.rows.keys[static_cast<int>(kind)], job.rows.treatment[static_cast<int>(kind)], in_pairs);
 }
 // Values of pairs are woven into one another, and so copied.
 template <class Real>

@@ -97,12 +97,12 @@ __attribute__((noinline, cold)) void raise_maxima(tile_state<Real>& tile, const 
     const vector_of<Real> new_max = raised ? whole + margin : old_max;
     const vector_of<Real> scale = raised ? exp2_of_whole<Real>(old_max - new_max) : broadcast(Real(1));
     store(tile.running_max + v * lanes, new_max);
-    store(tile.sum + v * lanes, load(tile.sum + v * lanes) * scale);
+    store(tile.sum + v * lanes, scaled_down<Real>(load(tile.sum + v * lanes), scale));
     for (index_t row = 0; row < done / numbers_per_word; ++row)
       scale_word(scores + row * tile.width + v * lanes, scale);
     for (index_t d = 0; d < tile.v_head_dim; ++d) {
       Real* const output = tile.output + d * tile.width + v * lanes;
-      store(output, load(output) * scale);
+      store(output, scaled_down<Real>(load(output), scale));
     }
   }
 }

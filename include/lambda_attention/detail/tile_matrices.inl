@@ -92,9 +92,8 @@ LAMBDA_ATTENTION_INLINE void weigh_steps(tile_state<float>& tile, const tile_key
   for (index_t k = 0; k < steps.num_keys; k += at_once) {
     floats acc[at_once][Vectors];
     load_block(tile.scores + k * tile.width + keys.first_vector * matrix_size, tile.width, acc);
-    weigh_block<at_once, Vectors>(tile, keys, first + k, k, acc, [&](int i) {
-      return k + i >= steps.first && k + i < steps.last;
-    });
+    weigh_block<at_once, Vectors>(tile, keys, first + k, k, acc,
+                                  [&](int i) { return k + i >= steps.first && k + i < steps.last; });
   }
 }
 
@@ -107,8 +106,7 @@ LAMBDA_ATTENTION_INLINE void copy_values_there(const float* values, index_t stri
     const auto is_there = [&](index_t k) { return k >= steps.first && k < steps.last; };
     const std::uint32_t mask = (is_there(key) ? 0xffffU : 0) | (is_there(key + 1) ? 0xffff0000U : 0);
     for (index_t d = 0; d < dims_per_step; d += matrix_size)
-      store(copy + pair * dims_per_step + d,
-            (floats)((bits_of_lanes<float>)load(values + pair * stride + d) & mask));
+      store(copy + pair * dims_per_step + d, (floats)((bits_of_lanes<float>)load(values + pair * stride + d) & mask));
   }
 }
 

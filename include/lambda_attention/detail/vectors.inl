@@ -185,22 +185,27 @@ LAMBDA_ATTENTION_INLINE vector_of<double> exp2_of_fraction(vector_of<double> f) 
   return fused(p, f, broadcast(1.0));
 }
 
-// Below this 2^x is zero, or as good as: the exponent of a power may not leave the range of scale_by_power.
-template <class Real>
-inline constexpr Real lowest_power = sizeof(Real) == 4 ? Real(-1000) : Real(-2000);
-
-// 2^x for x up to about 100; zero far below; a NaN stays one.
+// 2^x for x up to about 100; zero below lowest_power; a NaN stays one.
 template <class Real>
 LAMBDA_ATTENTION_INLINE vector_of<Real> exp2(vector_of<Real> x) {
-  x = maximum(broadcast(lowest_power<Real>), x);
+  x = maximum(broadcast(lowest_power<Real> - 1), x);
   const vector_of<Real> n = round_to_whole(x);
   return scale_by_power(exp2_of_fraction(x - n), n);
 }
 
-// 2^n for a whole n up to about 100, exactly; zero far below.
+// x * scale, for a scale of at most one; zero where that is below the lowest power.
+template <class Real>
+LAMBDA_ATTENTION_INLINE vector_of<Real> scaled_down(vector_of<Real> x, vector_of<Real> scale) {
+  constexpr Real lowest = sizeof(Real) == 4 ? Real(0x1p-100) : Real(0x1p-960);
+  const vector_of<Real> least = lowest / scale;
+  const mask_of<Real> vanishes = (x < least) & (x > -least);
+  return (vanishes ? broadcast(Real(0)) : x) * scale;
+}
+
+// 2^n for a whole n up to about 100, exactly; zero below lowest_power.
 template <class Real>
 LAMBDA_ATTENTION_INLINE vector_of<Real> exp2_of_whole(vector_of<Real> n) {
-  return scale_by_power(broadcast(Real(1)), maximum(broadcast(lowest_power<Real>), n));
+  return scale_by_power(broadcast(Real(1)), maximum(broadcast(lowest_power<Real> - 1), n));
 }
 
 // Minimax polynomials of (2^f - 1) / f on |f| <= 1/2: relative error of 2^f 1.9e-9 and 4e-20. Good to the last bit around
