@@ -65,6 +65,10 @@ struct sweep_case {
         std::min(draw_size(random, std::max<index_t>(encoded < encoding::alibi ? 2 : 1, least), 9), max_head_dim);
     size.v_head_dim = std::min(draw_size(random, std::max<index_t>(1, least), 9), max_head_dim);
     if (one_in(4, random)) size.v_head_dim = size.head_dim;
+    if (one_in(4, random)) {  // what matrix kernels take
+      size.head_dim = lambda_attention::detail::round_up(size.head_dim, 32);
+      size.v_head_dim = lambda_attention::detail::round_up(size.v_head_dim, 32);
+    }
     size.tokens = draw_size(random, least, size.head_dim > 64 ? 7 : 10);
   }
 

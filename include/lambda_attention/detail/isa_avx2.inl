@@ -23,6 +23,10 @@ LAMBDA_ATTENTION_INLINE bool any(mask_of<double> mask) { return __builtin_ia32_m
 LAMBDA_ATTENTION_INLINE floats round_to_whole(floats x) { return __builtin_ia32_roundps256(x, 0); }
 LAMBDA_ATTENTION_INLINE doubles round_to_whole(doubles x) { return __builtin_ia32_roundpd256(x, 0); }
 
+// x where scale_by_power takes it; what is lower counts as zero there too.
+LAMBDA_ATTENTION_INLINE floats power_in_range(floats x) { return maximum(floats{} + (lowest_power<float> - 1), x); }
+LAMBDA_ATTENTION_INLINE doubles power_in_range(doubles x) { return maximum(doubles{} + (lowest_power<double> - 1), x); }
+
 // y * 2^n for a whole n of at most 127 (1023); zero below lowest_power.
 LAMBDA_ATTENTION_INLINE floats scale_by_power(floats y, floats n) {
   using bits = bits_of_lanes<float>;

@@ -27,6 +27,10 @@ LAMBDA_ATTENTION_INLINE doubles round_to_whole(doubles x) {
   return _mm512_maskz_roundscale_pd(0xff, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
+// scale_by_power takes any power.
+LAMBDA_ATTENTION_INLINE floats power_in_range(floats x) { return x; }
+LAMBDA_ATTENTION_INLINE doubles power_in_range(doubles x) { return x; }
+
 // y * 2^n for a whole n of at most 127 (1023); zero below lowest_power, where it is not computed: no result is
 // anything but a normal number.
 LAMBDA_ATTENTION_INLINE floats scale_by_power(floats y, floats n) {

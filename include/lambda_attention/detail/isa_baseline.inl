@@ -37,6 +37,10 @@ LAMBDA_ATTENTION_INLINE Vector round_by_conversion(Vector x) {
 LAMBDA_ATTENTION_INLINE floats round_to_whole(floats x) { return round_by_conversion<float>(x); }
 LAMBDA_ATTENTION_INLINE doubles round_to_whole(doubles x) { return round_by_conversion<double>(x); }
 
+// x where scale_by_power takes it; what is lower counts as zero there too.
+LAMBDA_ATTENTION_INLINE floats power_in_range(floats x) { return maximum(floats{} + (lowest_power<float> - 1), x); }
+LAMBDA_ATTENTION_INLINE doubles power_in_range(doubles x) { return maximum(doubles{} + (lowest_power<double> - 1), x); }
+
 // y * 2^n for a whole n of at most 127 (1023); zero below lowest_power.
 template <class Real, class Vector>
 LAMBDA_ATTENTION_INLINE Vector add_to_exponent(Vector y, Vector n, int mantissa_bits) {

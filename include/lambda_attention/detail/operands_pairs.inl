@@ -26,7 +26,6 @@ LAMBDA_ATTENTION_INLINE floats multiply_add(floats element, floats row, floats s
 // 2^x for a weight that will be rounded to 8 bits: a minimax polynomial of relative error 7.5e-5 on |f| <= 1/2.
 template <class Real>
 LAMBDA_ATTENTION_INLINE floats weight_of(floats x) {
-  x = maximum(broadcast(lowest_power<float> - 1), x);
   const floats n = round_to_whole(x);
   const floats f = x - n;
   floats p = broadcast(5.5171669e-2f);

@@ -47,12 +47,15 @@ LAMBDA_ATTENTION_INLINE void load_sums(const float* first, index_t stride) {
 }
 
 // Calls visit(first lane, columns) for the vectors of a tile that see the keys, two at a time.
+template <int Count>
+struct columns {
+  static constexpr int count = Count;
+};
 template <class Visit>
 LAMBDA_ATTENTION_INLINE void for_each_column(const tile_keys<float>& keys, Visit&& visit) {
   int done = 0;
-  for (; done + 2 <= keys.num_vectors; done += 2)
-    visit((keys.first_vector + done) * matrix_size, std::integral_constant<int, 2>{});
-  if (done < keys.num_vectors) visit((keys.first_vector + done) * matrix_size, std::integral_constant<int, 1>{});
+  for (; done + 2 <= keys.num_vectors; done += 2) visit((keys.first_vector + done) * matrix_size, columns<2>{});
+  if (done < keys.num_vectors) visit((keys.first_vector + done) * matrix_size, columns<1>{});
 }
 
 // Whole steps of keys, of which those numbers [first, last) are there. A step lies in its rings as a whole, whatever is there.
@@ -71,15 +74,15 @@ LAMBDA_ATTENTION_INLINE void multiply_keys(const tile_state<float>& tile, const 
                                            const key_steps& steps) {
   const index_t num_words = words_for(tile.head_dim);
   for (index_t k = 0; k < steps.num_keys; k += keys_per_step) {
-    for_each_column(keys, [&](index_t lane, auto columns) {
+    for_each_column(keys, [&](index_t lane, auto at_once) {
       clear_matrix<0>();
       clear_matrix<1>();
       clear_matrix<2>();
       clear_matrix<3>();
       for (index_t word = 0; word < num_words; word += matrix_size)
-        add_block_of_products<columns>(steps.keys + k * keys.key_stride + word, keys.key_stride,
-                                       keys.queries + word * tile.width + lane, tile.width);
-      store_sums<columns>(tile.scores + k * tile.width + lane, tile.width);
+        add_block_of_products<at_once.count>(steps.keys + k * keys.key_stride + word, keys.key_stride,
+                                             keys.queries + word * tile.width + lane, tile.width);
+      store_sums<at_once.count>(tile.scores + k * tile.width + lane, tile.width);
     });
   }
 }
@@ -136,12 +139,12 @@ LAMBDA_ATTENTION_INLINE void multiply_values(tile_state<float>& tile, const tile
       for (index_t half = 0; half < dims_per_step; half += matrix_size)
         transpose_words(rows + half, stride, values + half * width + k / 2, width);
     }
-    for_each_column(keys, [&](index_t lane, auto columns) {
+    for_each_column(keys, [&](index_t lane, auto at_once) {
       float* const sums = tile.output + d * tile.width + lane;
-      load_sums<columns>(sums, tile.width);
+      load_sums<at_once.count>(sums, tile.width);
       for (index_t pair = 0; pair < steps.num_keys / 2; pair += matrix_size)
-        add_block_of_products<columns>(values + pair, width, tile.scores + pair * tile.width + lane, tile.width);
-      store_sums<columns>(sums, tile.width);
+        add_block_of_products<at_once.count>(values + pair, width, tile.scores + pair * tile.width + lane, tile.width);
+      store_sums<at_once.count>(sums, tile.width);
     });
   }
 }

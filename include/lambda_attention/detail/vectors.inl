@@ -188,7 +188,7 @@ LAMBDA_ATTENTION_INLINE vector_of<double> exp2_of_fraction(vector_of<double> f) 
 // 2^x for x up to about 100; zero below lowest_power; a NaN stays one.
 template <class Real>
 LAMBDA_ATTENTION_INLINE vector_of<Real> exp2(vector_of<Real> x) {
-  x = maximum(broadcast(lowest_power<Real> - 1), x);
+  x = power_in_range(x);
   const vector_of<Real> n = round_to_whole(x);
   return scale_by_power(exp2_of_fraction(x - n), n);
 }
@@ -205,7 +205,7 @@ LAMBDA_ATTENTION_INLINE vector_of<Real> scaled_down(vector_of<Real> x, vector_of
 // 2^n for a whole n up to about 100, exactly; zero below lowest_power.
 template <class Real>
 LAMBDA_ATTENTION_INLINE vector_of<Real> exp2_of_whole(vector_of<Real> n) {
-  return scale_by_power(broadcast(Real(1)), maximum(broadcast(lowest_power<Real> - 1), n));
+  return scale_by_power(broadcast(Real(1)), power_in_range(n));
 }
 
 // Minimax polynomials of (2^f - 1) / f on |f| <= 1/2: relative error of 2^f 1.9e-9 and 4e-20. Good to the last bit around
