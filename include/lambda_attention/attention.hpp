@@ -58,9 +58,10 @@ void run_one(const attention_job<Real>& job, const attention_options& options, E
 /// query head h reads key/value head h / (heads / kv_heads). Computes in double where one of them is double, else in float.
 /// out may be exactly q; no other overlap. A row that sees no key becomes zeros.
 ///
-/// Keys and values that are both bfloat16 are multiplied in pairs where the ISA does that, isa_level::avx512_bf16: queries,
-/// turned keys and weights are then rounded to bfloat16, which adds at most 5e-6 (1 + 2 sigma^2) to the NMSE, sigma^2 the
-/// variance of the logits. options.isa = isa_level::avx512 computes in float.
+/// Keys and values that are both bfloat16 are multiplied in pairs where the ISA does that, isa_level::avx512_bf16, or
+/// isa_level::amx_bf16 for head_dim and v_head_dim that are multiples of 32: queries, turned keys and weights are then rounded
+/// to bfloat16, which adds at most 5e-6 (1 + 2 sigma^2) to the NMSE, sigma^2 the variance of the logits.
+/// options.isa = isa_level::avx512 computes in float.
 ///
 /// Errors: std::invalid_argument on extents, strides, aliases or options that do not fit, before anything is written.
 /// Law: equals full causal attention while n <= min(window, distance_limit + 1); the same bits for any executor.
@@ -149,8 +150,9 @@ void attend(const stream_step<Q, K, V, Storage, Position, Out>* streams, index_t
 ///
 /// q [n, heads, head_dim], k [n, kv_heads, head_dim], v [n, kv_heads, v_head_dim], out [n, heads, v_head_dim], before any
 /// rotation; element types and layouts as for a whole sequence. Every query reads keys and values as the cache stores
-/// them, its own included. int8 rows, and bf16 rows that several heads read, may be multiplied as they are
-/// (isa_level::avx512_bf16): queries and weights are then rounded too, in bf16 to bfloat16, in int8 far less than the rows.
+/// them, its own included. int8 rows (isa_level::avx512_vnni), and bf16 rows that several heads (isa_level::avx512_bf16) or
+/// more than four tokens (amx_bf16 too) read, may be multiplied as they are: queries and weights are then rounded too, in bf16 to
+/// bfloat16, in int8 far less than the rows.
 ///
 /// Errors: as for a whole sequence; a refused call leaves cache and out as they were.
 /// Law: any split of a stream into calls gives the same rows, within rounding, whatever the ring has overwritten.

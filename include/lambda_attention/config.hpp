@@ -23,8 +23,10 @@
 
 // Everything lives in an inline namespace whose name spells the flags of the translation unit. Two units compiled with
 // different -march then never share a weak symbol, so the linker cannot hand the code of one to the other.
-#if defined(__AVX512BF16__) || defined(__AVX512FP16__) || defined(__AVX512VBMI2__) || defined(__AVX512VNNI__)
+#if defined(__AVX512BF16__) || defined(__AVX512FP16__) || defined(__AVX512VBMI2__)
 #define LAMBDA_ATTENTION_UNIT_ISA avx512_extended
+#elif defined(__AVX512VNNI__)
+#define LAMBDA_ATTENTION_UNIT_ISA avx512_vnni
 #elif defined(__AVX512F__)
 #define LAMBDA_ATTENTION_UNIT_ISA avx512
 #elif defined(__AVXVNNI__)

@@ -15,17 +15,18 @@ enum class isa_level {
   avx512,       ///< AVX-512 F, BW, DQ and VL
   avx512_vnni,  ///< AVX-512 VNNI: products of fours of bytes
   avx512_bf16,  ///< AVX-512 BF16: products of pairs of bfloat16
-  amx_bf16,     ///< AMX: products of matrices of bfloat16, on Linux, which is asked for leave once in a process
+  amx_bf16,  ///< AMX: products of matrices of bfloat16, for head dimensions that are multiples of 32; else avx512_vnni
 };
 
-/// The highest instruction set that this machine has. Any up to it may be asked for.
-inline isa_level highest_isa() {
+namespace detail {
+
+// The highest below amx_bf16.
+inline isa_level highest_isa_of_vectors() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
     if (!__builtin_cpu_supports("avx512vnni")) return isa_level::avx512;
-    if (!__builtin_cpu_supports("avx512bf16")) return isa_level::avx512_vnni;
-    return detail::matrix_registers_are_ours() ? isa_level::amx_bf16 : isa_level::avx512_bf16;
+    return __builtin_cpu_supports("avx512bf16") ? isa_level::avx512_bf16 : isa_level::avx512_vnni;
   }
   // Every processor with AVX2 and FMA has F16C; compilers of this age have no word to ask for it.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return isa_level::avx2;
@@ -33,15 +34,28 @@ inline isa_level highest_isa() {
   return isa_level::baseline;
 }
 
-/// The instruction set that `automatic` takes: the highest, but for avx512_bf16 on Intel's processors, whose products of pairs
-/// take four times as long as those of floats, for twice as many numbers (measured on Sapphire Rapids).
-inline isa_level isa() {
-  const isa_level highest = highest_isa();
+// The fastest below amx_bf16. Products of pairs take Intel's processors four times as long as those of floats, for twice as
+// many numbers; measured on Sapphire Rapids.
+inline isa_level isa_of_vectors() {
+  const isa_level highest = highest_isa_of_vectors();
 #if defined(__x86_64__)
   if (highest == isa_level::avx512_bf16 && __builtin_cpu_is("intel")) return isa_level::avx512_vnni;
 #endif
   return highest;
 }
+
+inline bool has_matrices() { return highest_isa_of_vectors() == isa_level::avx512_bf16 && matrix_registers_are_ours(); }
+
+}  // namespace detail
+
+/// The highest instruction set that this machine has. Any up to it may be asked for.
+inline isa_level highest_isa() {
+  return detail::has_matrices() ? isa_level::amx_bf16 : detail::highest_isa_of_vectors();
+}
+
+/// The instruction set that `automatic` takes: the highest, but for avx512_bf16 on Intel's processors, which multiply pairs more
+/// slowly than floats.
+inline isa_level isa() { return detail::has_matrices() ? isa_level::amx_bf16 : detail::isa_of_vectors(); }
 
 constexpr const char* name_of(isa_level level) {
   switch (level) {

@@ -141,8 +141,8 @@ TYPED_TEST(kernels, no_weight_and_no_output_is_subnormal) {
   };
   for (const isa_level isa : isa_levels()) {
     SCOPED_TRACE(name_of(isa));
-    const detail::kernel_table<TypeParam>& kernels = detail::kernels_for<TypeParam>(isa);
-    const index_t width = kernels.lanes * kernels.tile_vectors;
+    const detail::kernel_table<TypeParam>& table = detail::kernels_for<TypeParam>(isa);
+    const index_t width = table.lanes * table.tile_vectors;
     for (const double ascent : {0.3, 2.0, 7.0, 45.0}) {
       detail::buffer<TypeParam> queries(dim * width), keys(num_keys * dim), values(num_keys * dim);
       detail::buffer<TypeParam> output(dim * width), scores(detail::keys_per_block * width), sums(2 * width);
@@ -158,16 +158,16 @@ TYPED_TEST(kernels, no_weight_and_no_output_is_subnormal) {
       tile.scores = scores.data();
       tile.running_max = sums.data();
       tile.sum = sums.data() + width;
-      kernels.begin_tile(tile);
+      table.begin_tile(tile);
       detail::tile_keys<TypeParam> run = {};
       run.queries = queries.data();
       run.keys = keys.data();
       run.values = values.data();
       run.key_stride = run.value_stride = dim;
-      run.num_vectors = kernels.tile_vectors;
+      run.num_vectors = table.tile_vectors;
       for (run.num_keys = 1; run.keys < keys.data() + keys.size(); run.keys += run.num_keys * dim) {
         run.num_keys = std::min<index_t>(2 * run.num_keys + 1, (keys.data() + keys.size() - run.keys) / dim);
-        kernels.add_keys(tile, run);
+        table.add_keys(tile, run);
         EXPECT_TRUE(none_is(scores) && none_is(output) && none_is(sums)) << ascent;
       }
       EXPECT_NEAR(static_cast<double>(output[0] / tile.sum[0]), 1e-3, 1e-6);

@@ -127,7 +127,7 @@ long check_all_tiles(const plan_shape& plan, index_t lanes, index_t columns, ind
     for (index_t end = first + 1; end <= std::min(first + lanes * columns, num_queries); ++end) {
       if (plan.tile_end(first, end) != end) continue;
       const query_tile tile = {first, end - first, lanes};
-      for (const index_t unit : {1, 2}) {
+      for (const index_t unit : {1, 2, 32}) {
         if (!covers_visible_pairs_once(plan, tile, unit, visible))
           ADD_FAILURE() << support::to_string(plan.shape) << "; " << to_string(tile) << ", unit " << unit;
       }
@@ -179,6 +179,7 @@ TEST(plan, holds_at_large_numbers) {
     const index_t number = index_t{1} << draw(random, 0, 61);
     return draw(random, 0, 9) == 0 ? unlimited : number + draw(random, -2, 2);
   };
+  constexpr index_t units[] = {1, 2, 32};
   for (int round = 0; round < 100000; ++round) {
     plan_shape plan = {{std::max<index_t>(0, large()), std::max<index_t>(0, large()), std::max<index_t>(0, large())},
                        true};
@@ -192,7 +193,7 @@ TEST(plan, holds_at_large_numbers) {
       for (index_t key = std::max<index_t>(0, edge - std::min<index_t>(edge, 2)); key <= query && key - edge <= 2;
            ++key) {
         int near = 0, far = 0;
-        for_each_segment_of(plan, tile, 1 + round % 2, [&](const key_segment& s) {
+        for_each_segment_of(plan, tile, units[round % 3], [&](const key_segment& s) {
           const index_range keys = seen_by(s, position, tile);
           if (keys.first <= key && key < keys.last) ++(reads_far(s) ? far : near);
         });

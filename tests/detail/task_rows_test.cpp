@@ -213,13 +213,24 @@ TEST(TaskRows, PairsTakeHalfTheRoomOrNone) {
   EXPECT_EQ(s.job.sinks_in_pairs, multiplied);
   EXPECT_EQ(s.job.window_in_pairs, multiplied);
   s.job.sinks_in_pairs = s.job.window_in_pairs = true;  // room is counted on any machine
+  la::detail::pair_kernels<float> in_steps = {2, 1, nullptr, nullptr, nullptr, nullptr};
+  s.job.pairs = &in_steps;
   EXPECT_EQ(la::detail::window_value_ring_rows(s.job), (99 + queries_per_chunk) / 2 + 1);
+  // A step may begin 31 keys before the first and end as many behind the last, in rings of whole steps.
+  in_steps.keys_per_step = 32;
+  EXPECT_EQ(la::detail::key_ring_rows(s.job, key_kind::window_near), 224);
+  EXPECT_EQ(la::detail::window_value_ring_rows(s.job), 112);
+  EXPECT_EQ(la::detail::sink_value_ring_rows(s.job), 32);
   EXPECT_EQ(la::detail::words_of_keys(true, 20), 10);
   EXPECT_EQ(la::detail::words_of_keys(true, 33), 17);
   const auto store = la::detail::store_of<float>(la::detail::erase(la::head_major(s.k.data(), tokens, heads, dim)));
   EXPECT_TRUE(la::detail::readable_in_place(store, row_treatment::as_stored, true));
   EXPECT_FALSE(la::detail::readable_in_place(store, row_treatment::turn_to_zero, true));
   EXPECT_FALSE(la::detail::values_in_place(true, store));
+  s.job.rows.keys[static_cast<int>(key_kind::window_near)] = store;
+  EXPECT_FALSE(la::detail::keys_in_place(s.job, key_kind::window_near));  // rows of a step that are not there
+  in_steps.keys_per_step = 2;
+  EXPECT_TRUE(la::detail::keys_in_place(s.job, key_kind::window_near));
   for (const auto& misfit : {la::detail::erase(la::head_major(s.k.data() + 1, tokens - 1, heads, dim)),
                              la::detail::erase(la::head_major(s.k.data(), tokens, heads, dim - 1))})
     EXPECT_FALSE(la::detail::readable_in_place(la::detail::store_of<float>(misfit), row_treatment::as_stored, true));

@@ -56,7 +56,9 @@ TEST_P(poison, in_rows_that_nobody_sees_leaves_every_bit) {
   const extents e = {75, 2, group()};
   const lambda_shape shape = {num_sinks, 0, 9};
   const inputs<> clean = random_inputs(random, e, layout::padded);
+  const extents whole_matrices = {75, 2, group(), 32, 64};
   const inputs<bfloat16> clean_bf16 = random_inputs<bfloat16>(random, e, layout::padded);
+  const inputs<bfloat16> clean_matrices = random_inputs<bfloat16>(random, whole_matrices, layout::padded);
   with_encoding(encoding_under_test(), e.heads(), e.head_dim, [&](const auto& position) {
     for (const isa_level isa : isa_levels()) {
       SCOPED_TRACE(name_of(isa));
@@ -65,6 +67,14 @@ TEST_P(poison, in_rows_that_nobody_sees_leaves_every_bit) {
       poison_unseen_rows<float>(clean, shape, position, options);
       poison_unseen_rows<double>(clean, shape, position, options);
       poison_unseen_rows<float>(clean_bf16, shape, position, options);
+    }
+  });
+  with_encoding(encoding_under_test(), e.heads(), whole_matrices.head_dim, [&](const auto& position) {
+    for (const isa_level isa : isa_levels()) {
+      SCOPED_TRACE(name_of(isa));
+      attention_options options;
+      options.isa = isa;
+      poison_unseen_rows<float>(clean_matrices, shape, position, options);
     }
   });
 }
@@ -155,8 +165,8 @@ TEST_P(poison, beside_the_tensors_is_not_touched) {
   SCOPED_TRACE("seed " + std::to_string(seed));
   generator random(seed);
   for (const index_t n : {1, 5, 17, 35}) {
-    for (const index_t head_dim : {2, 3, 17, 33}) {
-      const extents e = {n, 2, group(), head_dim, 34 - head_dim};
+    for (const index_t head_dim : {2, 3, 17, 32, 33}) {
+      const extents e = {n, 2, group(), head_dim, head_dim == 32 ? 32 : 34 - head_dim};
       SCOPED_TRACE(std::to_string(n) + " tokens, head_dim " + std::to_string(head_dim));
       const layout l = n % 3 == 0 ? layout::head_major : layout::token_major;
       with_encoding(encoding_under_test(), e.heads(), head_dim, [&](const auto& position) {

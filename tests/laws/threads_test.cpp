@@ -45,14 +45,14 @@ void for_each_executor(Use&& use) {
 class threads : public law {};
 INSTANTIATE_TEST_SUITE_P(laws, threads, every_encoding_and_group(), name_of_case);
 
-TEST_P(threads, leave_every_bit_of_a_sequence) {
+template <class T>
+void leave_every_bit_of_a_sequence(const extents& e, encoding encoded) {
   constexpr int seed = 6;
   SCOPED_TRACE("seed " + std::to_string(seed));
   generator random(seed);
-  const extents e = {700, 2, group()};  // several tasks a head
-  const inputs<> in = random_inputs(random, e);
+  const inputs<T> in = random_inputs<T>(random, e);
   const lambda_shape shape = {3, 40, 20};
-  with_encoding(encoding_under_test(), e.heads(), e.head_dim, [&](const auto& position) {
+  with_encoding(encoded, e.heads(), e.head_dim, [&](const auto& position) {
     for (const isa_level isa : isa_levels()) {
       SCOPED_TRACE(name_of(isa));
       tensor<float> serial_lse(e.tokens, e.heads(), 1), lse = serial_lse;
@@ -69,6 +69,11 @@ TEST_P(threads, leave_every_bit_of_a_sequence) {
       });
     }
   });
+}
+
+TEST_P(threads, leave_every_bit_of_a_sequence) {
+  leave_every_bit_of_a_sequence<float>({700, 2, group()}, encoding_under_test());  // several tasks a head
+  leave_every_bit_of_a_sequence<bfloat16>({700, 2, group(), 32, 64}, encoding_under_test());
 }
 
 // A call on two streams of unequal length, then one token more for each.

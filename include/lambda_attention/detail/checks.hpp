@@ -27,6 +27,7 @@ encoding_limits limits_of(const Position& position) {
 }
 
 inline void check_isa(isa_level level, const char* where) {
+  if (level >= isa_level::automatic && level <= highest_isa_of_vectors()) return;
   const isa_level highest = highest_isa();
   if (level < isa_level::automatic || level > highest)
     refuse("%s: expected an isa that this machine has, at most %s, got %s", where, name_of(highest), name_of(level));

@@ -15,27 +15,35 @@ class matrix_unit {
  public:
   matrix_unit() {
     static constexpr matrix_configuration whole_registers;
-    asm volatile("ldtilecfg %0" : : "m"(whole_registers));
+    __asm__ volatile("ldtilecfg %0" : : "m"(whole_registers));
   }
-  ~matrix_unit() { asm volatile("tilerelease"); }
+  ~matrix_unit() { __asm__ volatile("tilerelease"); }
   matrix_unit(const matrix_unit&) = delete;
   matrix_unit& operator=(const matrix_unit&) = delete;
 };
 
 template <int Register>
 LAMBDA_ATTENTION_INLINE void clear_matrix() {
-  asm volatile("tilezero %%tmm%c0" : : "i"(Register));
+  __asm__ volatile("tilezero {%%|}tmm%c0" : : "i"(Register));
 }
 template <int Register>
 LAMBDA_ATTENTION_INLINE void load_matrix(const float* first_row, index_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(first_row), "r"(stride * 4), "i"(Register) : "memory");
+  __asm__ volatile("{tileloadd (%0,%1,1), %%tmm%c2|tileloadd tmm%c2, [%0+%1*1]}"
+                   :
+                   : "r"(first_row), "r"(stride * 4), "i"(Register)
+                   : "memory");
 }
 template <int Register>
 LAMBDA_ATTENTION_INLINE void store_matrix(float* first_row, index_t stride) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(first_row), "r"(stride * 4), "i"(Register) : "memory");
+  __asm__ volatile("{tilestored %%tmm%c2, (%0,%1,1)|tilestored [%0+%1*1], tmm%c2}"
+                   :
+                   : "r"(first_row), "r"(stride * 4), "i"(Register)
+                   : "memory");
 }
 // Sum[i][j] += the products of the pairs in A[i][k] and B[k][j], over k.
 template <int Sum, int A, int B>
 LAMBDA_ATTENTION_INLINE void add_matrix_products() {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(A), "i"(B));
+  __asm__ volatile("{tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0|tdpbf16ps tmm%c0, tmm%c1, tmm%c2}"
+                   :
+                   : "i"(Sum), "i"(A), "i"(B));
 }

@@ -31,8 +31,8 @@ LAMBDA_ATTENTION_INLINE doubles round_to_whole(doubles x) {
 LAMBDA_ATTENTION_INLINE floats power_in_range(floats x) { return x; }
 LAMBDA_ATTENTION_INLINE doubles power_in_range(doubles x) { return x; }
 
-// y * 2^n for a whole n of at most 127 (1023); zero below lowest_power, where it is not computed: no result is
-// anything but a normal number.
+// y * 2^n for a whole n of at most 127 (1023); zero below lowest_power, where it is not computed, so that no
+// result is subnormal.
 LAMBDA_ATTENTION_INLINE floats scale_by_power(floats y, floats n) {
   return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n, _mm512_set1_ps(lowest_power<float>), _CMP_NLT_UQ), y, n);
 }

@@ -295,7 +295,7 @@ namespace baseline {
 template <class Real>
 const kernel_table<Real>& kernels_for(isa_level level) {
 #if defined(__x86_64__)
-  if (level == isa_level::automatic) level = isa();
+  if (level == isa_level::automatic) level = isa_of_vectors();
   if (level >= isa_level::avx512) return avx512::kernels<Real>::table();
   if (level == isa_level::avx2) return avx2::kernels<Real>::table();
 #else
@@ -306,8 +306,9 @@ const kernel_table<Real>& kernels_for(isa_level level) {
 template <class Real>
 const position_kernels<Real>& position_kernels_for(isa_level level) {
 #if defined(__x86_64__)
-  if (level == isa_level::automatic) level = isa();
+  if (level == isa_level::automatic) level = isa_of_vectors();
   if constexpr (sizeof(Real) == sizeof(float)) {
+    // Not amx_bf16: it has no kernels of its own for this, and where it is, bytes and floats are faster than pairs.
     if (level == isa_level::avx512_bf16) return avx512::pairs::kernels<Real>::one_position();
     if (level > isa_level::avx512) return avx512::bytes::kernels<Real>::one_position();
   }

@@ -8,6 +8,7 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include <cerrno>
 #endif
 
 namespace lambda_attention {
@@ -20,7 +21,10 @@ inline bool ask_for_matrix_registers() {
   constexpr unsigned amx_bf16 = 1U << 22, amx_tile = 1U << 24;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & amx_bf16) == 0 || (d & amx_tile) == 0) return false;
   constexpr long request_permission = 0x1023, tile_data = 18;
-  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  const int errno_before = errno;
+  const bool granted = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  errno = errno_before;
+  return granted;
 #else
   return false;
 #endif

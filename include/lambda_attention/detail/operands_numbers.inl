@@ -48,7 +48,7 @@ LAMBDA_ATTENTION_INLINE vector_of<Real> store_weights(Real* weights, index_t wid
 
 template <class Real>
 LAMBDA_ATTENTION_INLINE void scale_word(Real* word, vector_of<Real> scale) {
-  store(word, scaled_down<Real>(load(word), scale));
+  store(word, scaled_down(load(word), scale, lowest_weight<Real>));
 }
 
 // The first key of a segment is the first of a block.

@@ -61,11 +61,11 @@ LAMBDA_ATTENTION_INLINE floats store_weights(float* weights, index_t width, inde
   return sum;
 }
 
-// By a power of two, which rounds nothing.
+// By a power of two, which rounds nothing but what vanishes.
 LAMBDA_ATTENTION_INLINE void scale_word(float* word, floats scale) {
   const bits_of_lanes<float> bits = (bits_of_lanes<float>)load(word);
-  const floats lower = scaled_down<float>((floats)(bits << 16), scale);
-  const floats upper = scaled_down<float>((floats)(bits & 0xffff0000U), scale);
+  const floats lower = scaled_down((floats)(bits << 16), scale, lowest_weight<float>);
+  const floats upper = scaled_down((floats)(bits & 0xffff0000U), scale, lowest_weight<float>);
   store(word, (floats)(((bits_of_lanes<float>)lower >> 16) | ((bits_of_lanes<float>)upper & 0xffff0000U)));
 }
 

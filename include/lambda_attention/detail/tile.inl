@@ -74,7 +74,8 @@ __attribute__((noinline)) void adjust_block(const tile_state<Real>& tile, const 
 }
 
 // Scores of `Keys` keys exceed their lanes' running maxima: raises those maxima, and rescales what was summed under the
-// old ones. A maximum is a whole number, so the scale is a power of two and rescaling rounds nothing.
+// old ones. A maximum is a whole number, so the scale is a power of two and rescaling rounds nothing; what would not be a
+// normal number any more vanishes.
 //
 // `scores` holds the weights 2^(score - max) of `done` keys of this block, and then `num_keys` rows of scores.
 template <class Real>
@@ -97,12 +98,12 @@ __attribute__((noinline, cold)) void raise_maxima(tile_state<Real>& tile, const 
     const vector_of<Real> new_max = raised ? whole + margin : old_max;
     const vector_of<Real> scale = raised ? exp2_of_whole<Real>(old_max - new_max) : broadcast(Real(1));
     store(tile.running_max + v * lanes, new_max);
-    store(tile.sum + v * lanes, scaled_down<Real>(load(tile.sum + v * lanes), scale));
+    store(tile.sum + v * lanes, scaled_down(load(tile.sum + v * lanes), scale, lowest_normal<Real>));
     for (index_t row = 0; row < done / numbers_per_word; ++row)
       scale_word(scores + row * tile.width + v * lanes, scale);
     for (index_t d = 0; d < tile.v_head_dim; ++d) {
       Real* const output = tile.output + d * tile.width + v * lanes;
-      store(output, scaled_down<Real>(load(output), scale));
+      store(output, scaled_down(load(output), scale, lowest_normal<Real>));
     }
   }
 }

@@ -23,3 +23,7 @@ using bits_of_lanes = typename vectors<Real>::bits;
 // and up (2^-62 of doubles); others take Intel's processors a hundred times as long.
 template <class Real>
 inline constexpr Real lowest_power = sizeof(Real) == 4 ? Real(-100) : Real(-960);
+template <class Real>
+inline constexpr Real lowest_weight = sizeof(Real) == 4 ? Real(0x1p-100) : Real(0x1p-960);
+template <class Real>
+inline constexpr Real lowest_normal = sizeof(Real) == 4 ? Real(0x1p-126) : Real(0x1p-1022);

@@ -193,11 +193,10 @@ LAMBDA_ATTENTION_INLINE vector_of<Real> exp2(vector_of<Real> x) {
   return scale_by_power(exp2_of_fraction(x - n), n);
 }
 
-// x * scale, for a scale of at most one; zero where that is below the lowest power.
+// x * scale, for a scale of at most one; zero where that is below `lowest`, which is a normal number.
 template <class Real>
-LAMBDA_ATTENTION_INLINE vector_of<Real> scaled_down(vector_of<Real> x, vector_of<Real> scale) {
-  constexpr Real lowest = sizeof(Real) == 4 ? Real(0x1p-100) : Real(0x1p-960);
-  const vector_of<Real> least = lowest / scale;
+LAMBDA_ATTENTION_INLINE vector_of<Real> scaled_down(vector_of<Real> x, vector_of<Real> scale, Real lowest) {
+  const vector_of<Real> least = lowest / maximum(broadcast(lowest), scale);
   const mask_of<Real> vanishes = (x < least) & (x > -least);
   return (vanishes ? broadcast(Real(0)) : x) * scale;
 }
