@@ -113,6 +113,7 @@ TEST_P(streams, may_be_cut_anywhere) {
         for_each_storage([&](auto storage, const char* name) {
           SCOPED_TRACE(name);
           using storage_type = decltype(storage);
+          if (!has_own_kernels(isa, storage_type::format)) return;
           const stream<storage_type, std::decay_t<decltype(position)>> s(in, shape, position, isa);
           const auto whole = s.at_once();
           const double bound = between_two(stored_bound<storage_type>(isa));
@@ -166,6 +167,7 @@ TEST_P(streams_without_rotation, round_a_row_once_and_no_sink) {
           store_and_load<storage_type>(rounded.v, shape.num_sinks);
           const expected_rows expected(random, rounded.q, rounded.k, rounded.v, shape, position);
           for (const isa_level isa : isa_levels()) {
+            if (!has_own_kernels(isa, storage_type::format)) continue;
             const stream<storage_type, std::decay_t<decltype(position)>> s(in, shape, position, isa);
             EXPECT_LE(expected.nmse(s.in_rounds()), stored_bound<storage_type>(isa)) << name_of(isa);
             EXPECT_LE(expected.nmse(s.token_by_token()), stored_bound<storage_type>(isa)) << name_of(isa);

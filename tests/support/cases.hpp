@@ -120,6 +120,14 @@ inline const std::vector<lambda_attention::isa_level>& isa_levels() {
   return levels;
 }
 
+/// Whether an instruction set has kernels for rows of a format that the one below it has not.
+constexpr bool has_own_kernels(lambda_attention::isa_level isa, lambda_attention::row_format format) {
+  using lambda_attention::isa_level;
+  using lambda_attention::row_format;
+  if (isa <= isa_level::avx512) return true;
+  return format == (isa == isa_level::avx512_vnni ? row_format::int8 : row_format::bf16);
+}
+
 /// A suite of laws: TEST_P(suite, law) runs for every encoding and every number of query heads to a KV head.
 class law : public testing::TestWithParam<std::tuple<encoding, index_t>> {
  protected:
