@@ -1,13 +1,19 @@
 #include <lambda_attention/attention.hpp>
 #include <lambda_attention/kv_cache.hpp>
+#include <lambda_attention/position/alibi.hpp>
 #include <lambda_attention/position/none.hpp>
 #include <lambda_attention/position/rope.hpp>
+#include <lambda_attention/storage/bf16.hpp>
 #include <lambda_attention/storage/f16.hpp>
 #include <lambda_attention/storage/int8.hpp>
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstring>
+#include <sstream>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -161,6 +167,241 @@ TYPED_TEST(KvCacheOf, FirstPositionMovesTheWholeStream) {
   }
 }
 
+TEST(KvCache, RewindTakesBackWhatItStillHasTheKeysFor) {
+  la::kv_cache<la::f32, la::rope> cache(la::lm_infinite(3, 11), la::rope(dim), kv_heads, dim, v_dim, {4, 2});
+  sequence<float> s(60, heads, kv_heads, dim, v_dim);
+  const auto back = [&](index_t tokens) { return refusal([&] { cache.rewind(tokens); }); };
+  const auto refused = [](index_t most, index_t tokens, index_t seen) {
+    return "rewind: expected 0 <= tokens <= " + std::to_string(most) + ", got " + std::to_string(tokens) + ": of " +
+           std::to_string(seen) + " tokens the cache holds what older queries saw of no more (max_rewind = 2)";
+  };
+  EXPECT_EQ(back(0), "accepted");
+  EXPECT_EQ(back(1), refused(0, 1, 0));
+  feed(s, cache, 0, 16, 4);  // the ring has 16 rows: nothing is lost
+  EXPECT_EQ(back(17), refused(16, 17, 16));
+  EXPECT_EQ(back(16), "accepted");
+  EXPECT_EQ(cache.num_tokens(), 0);
+  feed(s, cache, 0, 40, 4);
+  EXPECT_EQ(back(-1), refused(6, -1, 40));
+  EXPECT_EQ(back(7), refused(6, 7, 40));
+  EXPECT_EQ(back(la::unlimited), refused(6, la::unlimited, 40));
+  EXPECT_EQ(cache.num_tokens(), 40);
+  EXPECT_EQ(back(4), "accepted");
+  EXPECT_EQ(back(3), refused(2, 3, 36));
+  EXPECT_EQ(back(2), "accepted");
+  EXPECT_EQ(back(1), refused(0, 1, 34));
+  EXPECT_EQ(cache.num_tokens(), 34);
+
+  // As if the six had never come.
+  const std::vector<float> right = s.out.elements;
+  std::fill_n(s.out.elements.begin() + 34 * heads * v_dim, 6 * heads * v_dim, -1.0f);
+  feed(s, cache, 34, 40, 4);
+  for (std::size_t i = 0; i < right.size(); ++i) ASSERT_NEAR(s.out.elements[i], right[i], 1e-5) << i;
+}
+
+// Every way in which another cache can be another.
+TEST(KvCache, LoadTakesInStreamsOfAnEqualCacheOnly) {
+  using cache = la::kv_cache<la::f16, la::rope>;
+  struct arguments {
+    la::lambda_shape shape = {3, 11, 13};
+    la::rope position = la::rope(dim);
+    index_t kv_heads = ::kv_heads, head_dim = dim, v_head_dim = v_dim;
+    la::kv_cache_options options = {8, 2, 5};
+    cache made() const { return {shape, position, kv_heads, head_dim, v_head_dim, options}; }
+  };
+  sequence<float> s(20, heads, kv_heads, dim, v_dim);
+  cache original = arguments().made();
+  feed(s, original, 0, 20, 5);
+  std::stringstream file;
+  original.save(file);
+  const auto loaded_by = [&](auto&& other) {
+    std::stringstream copy(file.str());
+    return refusal([&] { other.load(copy); });
+  };
+  const auto with = [&](auto change) {
+    arguments a;
+    change(a);
+    return loaded_by(a.made());
+  };
+  const auto expected = [](const char* field, index_t own, index_t in_file) {
+    return std::string("load: expected ") + field + " = " + std::to_string(own) + ", that of the cache, got " +
+           std::to_string(in_file) + " in the file";
+  };
+  EXPECT_EQ(with([](arguments&) {}), "accepted");
+  EXPECT_EQ(with([](arguments& a) { a.options.max_append = 9; }), "accepted");
+  EXPECT_EQ(with([](arguments& a) { a.options.max_rewind = 3; }), "accepted");
+  EXPECT_EQ(with([](arguments& a) { a.shape.num_sinks = 2; }), expected("num_sinks", 2, 3));
+  EXPECT_EQ(with([](arguments& a) { a.shape.window = 10; }), expected("window", 10, 11));
+  EXPECT_EQ(with([](arguments& a) { a.shape.distance_limit = 14; }), expected("distance_limit", 14, 13));
+  EXPECT_EQ(with([](arguments& a) { a.shape.sinks_at = la::sink_distance::cache_slot; }), expected("sinks_at", 1, 0));
+  EXPECT_EQ(with([](arguments& a) { a.kv_heads = 1; }), expected("num_kv_heads", 1, 2));
+  EXPECT_EQ(with([](arguments& a) {
+              a.head_dim = 32;
+              a.position = la::rope(32);
+            }),
+            expected("head_dim", 32, 24));
+  EXPECT_EQ(with([](arguments& a) { a.v_head_dim = 11; }), expected("v_head_dim", 11, 10));
+  EXPECT_EQ(with([](arguments& a) { a.options.first_position = 6; }), expected("first_position", 6, 5));
+
+  constexpr const char* other_encoding = "load: expected keys of the cache's position encoding, got those of another";
+  EXPECT_EQ(with([](arguments& a) { a.position = la::rope(dim, 10000.01); }), other_encoding);
+  EXPECT_EQ(with([](arguments& a) { a.position = la::rope(dim, 10000, {la::pair_layout::interleaved}); }),
+            other_encoding);
+  EXPECT_EQ(with([](arguments& a) {
+              a.position = la::rope(dim, 10000, {la::pair_layout::half_split, dim - 2});
+            }),
+            other_encoding);
+  EXPECT_EQ(with([](arguments& a) {
+              a.position = la::rope(dim, 10000, {la::pair_layout::half_split, dim, 1.5});
+            }),
+            other_encoding);
+  const auto cache_of_type = [](auto storage, auto position) {
+    const arguments a;
+    return la::kv_cache<decltype(storage), decltype(position)>(a.shape, position, kv_heads, dim, v_dim, a.options);
+  };
+  EXPECT_EQ(loaded_by(cache_of_type(la::f16{}, la::none{})), other_encoding);
+  EXPECT_EQ(loaded_by(cache_of_type(la::f16{}, la::alibi(heads))), other_encoding);
+  EXPECT_EQ(loaded_by(cache_of_type(la::bf16{}, la::rope(dim))), expected("row_format", 3, 2));
+  EXPECT_EQ(loaded_by(cache_of_type(la::f64{}, la::rope(dim))), expected("row_format", 1, 2));
+}
+
+// What can be taken back after loading is what both caches can: the one that saved has 10 rows to spare.
+TEST(KvCache, LoadedStreamsGoBackAsFarAsBothCachesCan) {
+  const auto made = [](const la::kv_cache_options& rings) {
+    return la::kv_cache<la::f32, la::rope>({3, 11, 5}, la::rope(dim), kv_heads, dim, v_dim, rings);
+  };
+  sequence<float> s(60, heads, kv_heads, dim, v_dim);
+  auto original = made({8, 2});
+  feed(s, original, 0, 60, 8);
+  std::stringstream file;
+  original.save(file);
+  const auto refused = [&](const la::kv_cache_options& rings, index_t tokens) {
+    auto loaded = made(rings);
+    file.seekg(0);
+    loaded.load(file);
+    return refusal([&] { loaded.rewind(tokens); }) != "accepted";
+  };
+  EXPECT_FALSE(refused({20, 7}, 10));
+  EXPECT_TRUE(refused({20, 7}, 11));
+  EXPECT_FALSE(refused({1, 2}, 3));
+  EXPECT_TRUE(refused({1, 2}, 4));
+}
+
+// A file that lacks an end, or one bit of which is another, and a stream that fails: refused, and nothing is changed.
+TYPED_TEST(KvCacheOf, LoadRefusesWhatIsNotAsItWasWritten) {
+  la::kv_cache<TypeParam, la::rope> original(la::lambda_shape{1, 3, 1}, la::rope(4), 1, 4, 2, {2, 1});
+  la::kv_cache<TypeParam, la::rope> cache = original;
+  sequence<float> s(12, 1, 1, 4, 2), other(12, 1, 1, 4, 2, 2);
+  feed(s, original, 0, 9);
+  feed(other, cache, 0, 6);
+  std::stringstream whole;
+  original.save(whole);
+  const std::string bytes = whole.str();
+  const auto loaded = [&](const std::string& text) {
+    std::stringstream file(text);
+    return refusal([&] { cache.load(file); });
+  };
+  const auto starts_with = [](const std::string& text, const char* start) { return text.rfind(start, 0) == 0; };
+
+  for (std::size_t length = 0; length < bytes.size(); ++length) {
+    const std::string message = loaded(bytes.substr(0, length));
+    EXPECT_TRUE(starts_with(message, length < 152 ? "load: expected 152 bytes of a header, got " : "load: expected "));
+    EXPECT_NE(message.find(": the stream ends, or failed"), std::string::npos) << message;
+  }
+  for (std::size_t bit = 0; bit < 8 * bytes.size(); ++bit) {
+    std::string flipped = bytes;
+    flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ 1 << bit % 8);
+    EXPECT_TRUE(starts_with(loaded(flipped), bit < 8 * 8     ? "load: expected a saved kv_cache, got other bytes"
+                                             : bit < 8 * 16  ? "load: expected version 1 of the format, got "
+                                             : bit < 8 * 152 ? "load: expected a header as it was written"
+                                                             : "load: expected rows as they were written"))
+        << bit;
+  }
+  std::stringstream failed(bytes);
+  failed.setstate(std::ios::badbit);
+  EXPECT_TRUE(starts_with(refusal([&] { cache.load(failed); }), "load: expected 152 bytes of a header, got 0"));
+  std::stringstream throwing(bytes.substr(0, 160));
+  throwing.exceptions(std::ios::failbit);
+  EXPECT_THROW(cache.load(throwing), std::ios::failure);
+
+  std::stringstream full;
+  full.setstate(std::ios::badbit);
+  EXPECT_EQ(refusal([&] { original.save(full); }),
+            "save: expected a stream that takes " + std::to_string(bytes.size()) + " bytes, got one that failed");
+
+  // The cache has gone on with its own stream all the while.
+  EXPECT_EQ(cache.num_tokens(), 6);
+  auto alone = la::kv_cache<TypeParam, la::rope>(la::lambda_shape{1, 3, 1}, la::rope(4), 1, 4, 2, {2, 1});
+  sequence<float> t = other;
+  feed(other, cache, 6, 12);
+  EXPECT_TRUE(same_bits(other.out.elements, (feed(t, alone, 0, 6), feed(t, alone, 6, 12))));
+}
+
+// Fields that no cache has written, under a checksum that fits.
+TEST(KvCache, LoadRefusesHostileNumbers) {
+  la::kv_cache<la::f32, la::none> cache(la::lm_infinite(1, 3), {}, 1, 4, 2, {2, 0, 10});
+  std::stringstream written;
+  cache.save(written);
+  la::detail::cache_file_header header;
+  const auto loaded = [&](std::uint64_t num_tokens, std::uint64_t newest_held) {
+    std::string bytes = written.str();
+    std::memcpy(&header, bytes.data(), sizeof header);
+    header.num_tokens = num_tokens;
+    header.newest_held = newest_held;
+    header.sum_of_header = header.computed_sum();
+    std::memcpy(bytes.data(), &header, sizeof header);
+    std::stringstream file(bytes);
+    return refusal([&] { cache.load(file); });
+  };
+  constexpr const char* tokens =
+      "load: expected at most 9223372036854775797 tokens, and as many or fewer to take back, got ";
+  EXPECT_EQ(loaded(0, 0), "accepted");
+  EXPECT_EQ(loaded(std::uint64_t{1} << 63, 0), tokens + std::string("-9223372036854775808 and 0"));
+  EXPECT_EQ(loaded(INT64_MAX - 9, 0), tokens + std::string("9223372036854775798 and 0"));
+  EXPECT_EQ(loaded(3, 4), tokens + std::string("3 and 4"));
+  for (const index_t held : {INT64_MAX - 10, INT64_MAX - 11, index_t{0}})
+    EXPECT_EQ(loaded(INT64_MAX - 10, static_cast<std::uint64_t>(held)),
+              "load: expected 64 bytes of rows, got 0: the stream ends, or failed");
+  EXPECT_EQ(cache.num_tokens(), 0);
+}
+
+// The layers of a model, one after the other.
+TEST(KvCache, SeveralCachesShareAFile) {
+  std::stringstream file("before", std::ios::in | std::ios::out | std::ios::ate);
+  sequence<float> s(40, heads, kv_heads, dim, v_dim), t(40, heads, kv_heads, dim, v_dim, 2);
+  auto first = cache_of<la::f16>(la::lm_infinite(3, 11));
+  auto second = cache_of<la::int8>(la::sliding_window(5));
+  feed(s, first, 0, 33);
+  feed(t, second, 0, 21);
+  first.save(file);
+  second.save(file);
+  file << "after";
+  auto loaded_first = cache_of<la::f16>(la::lm_infinite(3, 11));
+  auto loaded_second = cache_of<la::int8>(la::sliding_window(5));
+  file.ignore(6);
+  loaded_first.load(file);
+  loaded_second.load(file);
+  std::string rest;
+  file >> rest;
+  EXPECT_EQ(rest, "after");
+  sequence<float> s2 = s, t2 = t;
+  EXPECT_TRUE(same_bits(feed(s, first, 33, 40), feed(s2, loaded_first, 33, 40)));
+  EXPECT_TRUE(same_bits(feed(t, second, 21, 40), feed(t2, loaded_second, 21, 40)));
+}
+
+// What is saved is what queries to come may see, not the ring: a short stream is a short file.
+TEST(KvCache, FilesGrowWithTheTokensSeenUpToTheRing) {
+  la::kv_cache<la::f32, la::none> cache(la::lm_infinite(2, 11), {}, kv_heads, 16, 16, {4, 3});
+  sequence<float> s(50, heads, kv_heads, 16, 16);
+  for (index_t t = 0; t < 50; ++t) {
+    std::stringstream file;
+    cache.save(file);
+    const index_t rows = std::min<index_t>(t, 2) + std::min<index_t>(std::max<index_t>(0, t - 2), 10 + 4 + 3);
+    ASSERT_EQ(static_cast<index_t>(file.str().size()), 152 + rows * kv_heads * (16 + 16) * 4) << t;
+    feed(s, cache, t, t + 1);
+  }
+}
+
 TEST(KvCache, AppendOfNothingDoesNothing) {
   auto cache = cache_of<la::f32>(la::lm_infinite(3, 11));
   la::append(la::token_major<const float>(nullptr, 0, kv_heads, dim),
@@ -170,7 +411,7 @@ TEST(KvCache, AppendOfNothingDoesNothing) {
 
 TEST(KvCache, Getters) {
   const la::kv_cache<la::f16, la::rope> cache(la::lambda_shape{3, 11, 5}, la::rope(dim, 500000), kv_heads, dim, v_dim,
-                                              options(8, 1000));
+                                              {8, 2, 1000});
   EXPECT_EQ(cache.shape().num_sinks, 3);
   EXPECT_EQ(cache.shape().window, 11);
   EXPECT_EQ(cache.shape().distance_limit, 5);
@@ -179,6 +420,7 @@ TEST(KvCache, Getters) {
   EXPECT_EQ(cache.head_dim(), dim);
   EXPECT_EQ(cache.v_head_dim(), v_dim);
   EXPECT_EQ(cache.max_append(), 8);
+  EXPECT_EQ(cache.max_rewind(), 2);
   EXPECT_EQ(cache.first_position(), 1000);
   EXPECT_EQ(cache.num_tokens(), 0);
   EXPECT_EQ((la::kv_cache<la::f32, la::none>(la::sliding_window(4), {}, 1, 1, 1).max_append()), 512);
@@ -193,6 +435,7 @@ TEST(KvCache, BytesAreThoseOfItsRings) {
   const index_t base = bytes(la::sliding_window(100), 8);
   EXPECT_EQ(bytes(la::sliding_window(101), 8) - base, key + value);
   EXPECT_EQ(bytes(la::sliding_window(100), 9) - base, key + value);
+  EXPECT_EQ((la::kv_cache<la::f32, la::rope>(la::sliding_window(100), la::rope(64), 2, 64, 32, {5, 3}).bytes()), base);
   EXPECT_EQ(bytes(la::lm_infinite(10, 100), 8) - base, 10 * (2 * key + value));  // sinks rotated, and as R(0)k
   EXPECT_EQ(bytes(la::streaming_llm(10, 100), 8) - base, 10 * (key + value));    // sinks rotated
   EXPECT_EQ(bytes({0, 100, 99}, 8) - base, 0);
@@ -257,6 +500,10 @@ TEST(KvCache, ConstructionRefusals) {
   EXPECT_EQ(with([](arguments& a) { a.options.max_append = 0; }), "kv_cache: expected 1 <= max_append <= 2^40, got 0");
   EXPECT_EQ(with([](arguments& a) { a.options.max_append = most + 1; }),
             "kv_cache: expected 1 <= max_append <= 2^40, got 1099511627777");
+  EXPECT_EQ(with([](arguments& a) { a.options.max_rewind = -1; }),
+            "kv_cache: expected 0 <= max_rewind <= 2^40, got -1");
+  EXPECT_EQ(with([](arguments& a) { a.options.max_rewind = most + 1; }),
+            "kv_cache: expected 0 <= max_rewind <= 2^40, got 1099511627777");
   EXPECT_EQ(with([](arguments& a) { a.options.first_position = -1; }),
             "kv_cache: expected first_position >= 0, got -1");
   EXPECT_EQ(with([](arguments& a) { a.options.first_position = la::unlimited; }), "accepted");

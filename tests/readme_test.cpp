@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -106,6 +107,15 @@ TEST(readme, calls_compute) {
   EXPECT_TRUE(all_halves(out));
   EXPECT_EQ(cache.num_tokens(), n);
   EXPECT_EQ(fork.num_tokens(), 2 * n);
+
+  std::stringstream file;
+  // README {
+  fork.rewind(2);    // the newest two tokens are taken back: of a draft, say, that was rejected
+  cache.save(file);  // to any std::ostream
+  fork.load(file);   // from any std::istream, once what it holds is known to be whole and to fit
+  // README }
+  EXPECT_EQ(fork.num_tokens(), n);
+  fork.clear();
 
   // README {
   la::attention_options options;

@@ -3,11 +3,14 @@
 
 #include <lambda_attention/config.hpp>
 #include <lambda_attention/detail/cache_core.hpp>
+#include <lambda_attention/detail/cache_file.hpp>
 #include <lambda_attention/lambda_shape.hpp>
 #include <lambda_attention/position.hpp>
 #include <lambda_attention/storage/f32.hpp>
 #include <lambda_attention/storage/f64.hpp>
 
+#include <cstdint>
+#include <iosfwd>
 #include <type_traits>
 #include <utility>
 
@@ -16,10 +19,11 @@ inline namespace LAMBDA_ATTENTION_UNIT {
 
 struct kv_cache_options {
   index_t max_append = 512;    ///< tokens that one step takes in; a longer call is cut into steps of this many
+  index_t max_rewind = 0;      ///< tokens that rewind() can take back at any time
   index_t first_position = 0;  ///< position of the token with index 0
 };
 
-/// Sinks, and a ring of the newest keys and values: window - 1 + max_append rows a head (twice the keys where
+/// Sinks, and a ring of the newest keys and values: window - 1 + max_append + max_rewind rows a head (two rings of keys where
 /// distance_limit < window - 1). A key is rotated once, when it arrives. Rows are kept as `Storage` writes them, sinks in
 /// float (double for f64) whatever the storage: they are few, they carry most of the weight, and they are read for ever.
 ///
@@ -59,12 +63,42 @@ class kv_cache {
   /// Forgets all tokens; the memory stays.
   void clear() { core_.clear(); }
 
+  /// Forgets the newest tokens: rejected ones of a draft, say. The stream goes on as if they had never come.
+  /// Errors: std::invalid_argument, and nothing is changed, where a key is gone that the next query would see. Within max_rewind
+  /// tokens of the newest that ever came none is.
+  /// Cost: none.
+  void rewind(index_t tokens) {
+    if (tokens < 0 || tokens > core_.newest_held())
+      detail::refuse(
+          "rewind: expected 0 <= tokens <= %lld, got %lld: of %lld tokens the cache holds what older queries saw of no "
+          "more "
+          "(max_rewind = %lld)",
+          detail::printable(core_.newest_held()), detail::printable(tokens), detail::printable(num_tokens()),
+          detail::printable(max_rewind()));
+    core_.rewind(tokens);
+  }
+
+  /// Writes the stream to `out`: a header, and the rows that the cache holds; see detail/cache_file.hpp. Several caches may
+  /// follow one another. Include <ostream>, or <fstream>, to call this.
+  /// Errors: std::invalid_argument where the stream fails.
+  void save(std::ostream& out) const { detail::save_cache(core_, position_fingerprint(), out); }
+
+  /// Replaces this stream by a saved one, and reads no byte past it. The cache that was saved had the same shape, storage,
+  /// encoding, heads, dims and first_position; max_append and max_rewind may differ. What can be taken back is what both caches
+  /// can. Of an encoding that is a row function, or a storage that is custom, nothing is compared but what can be seen of it.
+  ///
+  /// Errors: std::invalid_argument on whatever is not such a file, whole and as it was written; the cache is then as it was.
+  /// Law: the stream that was saved, bit for bit.
+  /// Cost: memory for a second cache while it runs. Include <istream>, or <fstream>, to call this.
+  void load(std::istream& in) { detail::load_cache(core_, position_fingerprint(), in); }
+
   const lambda_shape& shape() const { return shape_; }
   const Position& position() const { return position_; }
   index_t num_kv_heads() const { return core_.shape().num_kv_heads; }
   index_t head_dim() const { return core_.shape().head_dim; }
   index_t v_head_dim() const { return core_.shape().v_head_dim; }
   index_t max_append() const { return core_.shape().max_append; }
+  index_t max_rewind() const { return core_.shape().max_rewind; }
   index_t first_position() const { return core_.shape().first_position; }
 
   /// For attend() and append().
@@ -102,6 +136,8 @@ class kv_cache {
              printable(position.head_dim()), printable(head_dim));
     if (options.max_append < 1 || options.max_append > most)
       refuse("kv_cache: expected 1 <= max_append <= 2^40, got %lld", printable(options.max_append));
+    if (options.max_rewind < 0 || options.max_rewind > most)
+      refuse("kv_cache: expected 0 <= max_rewind <= 2^40, got %lld", printable(options.max_rewind));
     if (options.first_position < 0)
       refuse("kv_cache: expected first_position >= 0, got %lld", printable(options.first_position));
     const position_data data = position.data();
@@ -111,8 +147,11 @@ class kv_cache {
             head_dim,
             v_head_dim,
             options.max_append,
+            options.max_rewind,
             options.first_position};
   }
+
+  std::uint64_t position_fingerprint() const { return detail::fingerprint(position_.data(), position_.num_heads()); }
 
   lambda_shape shape_;
   Position position_;

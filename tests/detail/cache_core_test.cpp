@@ -17,10 +17,10 @@ using core = la::detail::cache_core<float>;
 
 namespace {
 
-constexpr index_t dim = 8, v_dim = 4, max_append = 5;
+constexpr index_t dim = 8, v_dim = 4, max_append = 5, max_rewind = 0;
 
 core made(const la::lambda_shape& shape, bool rotates) {
-  return {{{shape, rotates}, rotates, 1, dim, v_dim, max_append, 0},
+  return {{{shape, rotates}, rotates, 1, dim, v_dim, max_append, max_rewind, 0},
           la::detail::functions_of<la::f32>(),
           la::detail::functions_of<la::f32>()};
 }
@@ -171,12 +171,42 @@ TEST(CacheCore, KnowsWhatAFailedStepHasOverwritten) {
   write(cache, 4, la::none().data());
   cache.clear();
   EXPECT_EQ(cache.num_tokens(), 0);
-  EXPECT_EQ(cache.newest_held(), max_append);
+  EXPECT_EQ(cache.newest_held(), 0);
+}
+
+// Rings of max_append + max_rewind rows more than the next query sees, near ones and far ones.
+TEST(CacheCore, HoldsWhatTakenBackTokensHaveOverwritten) {
+  constexpr index_t rewindable = 3;
+  for (const la::lambda_shape& shape : {la::sliding_window(7), la::lambda_shape{0, 7, 2}}) {
+    core cache = {{{shape, true}, true, 1, dim, v_dim, max_append, rewindable, 0},
+                  la::detail::functions_of<la::f32>(),
+                  la::detail::functions_of<la::f32>()};
+    append(cache, 4);
+    EXPECT_EQ(cache.newest_held(), 4);  // all of them
+    append(cache, 5);
+    append(cache, 5);
+    EXPECT_EQ(cache.newest_held(),
+              shape.distance_limit == 2 ? max_append + rewindable : 14);  // the smaller ring has wrapped
+    append(cache, 5);
+    append(cache, 5);
+    EXPECT_EQ(cache.newest_held(), max_append + rewindable);
+    write(cache, max_append, la::none().data());  // a step that fails
+    EXPECT_EQ(cache.newest_held(), rewindable);
+    cache.rewind(rewindable);
+    EXPECT_EQ(cache.num_tokens(), 21);
+    EXPECT_EQ(cache.newest_held(), 0);
+    for (index_t t = 21 - 6; t < 21; ++t) EXPECT_EQ(value(cache, t), -t);
+    for (index_t t = 21 - shape.distance_limit % 7; t < 21; ++t) EXPECT_EQ(key(cache, key_kind::window_near, t), t);
+    append(cache, 5);
+    EXPECT_EQ(cache.newest_held(), 5);
+    append(cache, 5);
+    EXPECT_EQ(cache.newest_held(), max_append + rewindable);
+  }
 }
 
 // What one head has is one piece of memory, in the order in which decoding reads it.
 TEST(CacheCore, LaysTheRowsOfAHeadOneAfterTheOther) {
-  const core cache = {{{la::lambda_shape{3, 20, 6}, true}, true, 2, dim, v_dim, max_append, 0},
+  const core cache = {{{la::lambda_shape{3, 20, 6}, true}, true, 2, dim, v_dim, max_append, max_rewind, 0},
                       la::detail::functions_of<la::int8>(),
                       la::detail::functions_of<la::f32>()};
   const la::detail::key_value_rows<float> rows = cache.rows();

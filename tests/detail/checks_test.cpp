@@ -479,5 +479,5 @@ TEST(Checks, QueriesThatTheCacheNoLongerKnows) {
   EXPECT_EQ(attend(10), "accepted");
   EXPECT_EQ(attend(11),
             "attend: expected q.tokens <= 10, got 11: the ring does not hold what older queries saw (it holds that of "
-            "max_append = 10 tokens, less those of a step that failed)");
+            "max_append = 10 tokens, less those taken back or of a step that failed)");
 }

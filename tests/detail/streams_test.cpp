@@ -237,7 +237,7 @@ TEST(Streams, AfterAFailedStepOlderQueriesAreRefused) {
   EXPECT_EQ(s.cache.num_tokens(), 24);
   EXPECT_EQ(again(6),
             "attend: expected q.tokens <= 5, got 6: the ring does not hold what older queries saw (it holds that of "
-            "max_append = 8 tokens, less those of a step that failed)");
+            "max_append = 8 tokens, less those taken back or of a step that failed)");
   std::fill(s.s.out.elements.begin() + 19 * 40, s.s.out.elements.begin() + 24 * 40, -1.0f);
   EXPECT_EQ(again(5), "accepted");
   for (std::size_t i = 0; i < 24 * 40; ++i) ASSERT_NEAR(s.s.out.elements[i], before[i], 1e-5) << i;

@@ -54,6 +54,8 @@ class row_ring {
         first_scale_byte_(first_byte + bytes_of_rows(num_heads, num_rows, row_bytes_)) {}
 
   index_t capacity() const { return capacity_; }
+  row_format format() const { return storage_.format; }
+  index_t row_bytes() const { return row_bytes_; }
   const pair_kernels<Real>* pairs(isa_level isa) const {
     return storage_.pairs == nullptr ? nullptr : storage_.pairs(isa);
   }
@@ -69,6 +71,14 @@ class row_ring {
     const float scale = storage_.format == row_format::custom ? storage_.encode(row, dim_, stored)
                                                               : kernels.write_row(storage_.format, row, dim_, stored);
     if (has_scales()) reinterpret_cast<float*>(block + first_scale_byte_)[slot] = scale;
+  }
+
+  // Calls visit(memory, bytes) for the rows of the tokens, oldest first, in as many runs as they lie in; then for their
+  // scales. Of more tokens than there are slots, the newest come last to theirs.
+  template <class Byte, class Visit>
+  void for_each_run(Byte* block, index_range tokens, Visit&& visit) const {
+    for_each_run(block + first_byte_, row_bytes_, tokens, visit);
+    if (has_scales()) for_each_run(block + first_scale_byte_, static_cast<index_t>(sizeof(float)), tokens, visit);
   }
 
   // Of heads whose blocks lie one after the other.
@@ -88,6 +98,15 @@ class row_ring {
  private:
   // Formats in which rows need a scale to be read.
   bool has_scales() const { return storage_.format == row_format::int8 || storage_.format == row_format::custom; }
+
+  template <class Byte, class Visit>
+  void for_each_run(Byte* elements, index_t element_bytes, index_range tokens, Visit&& visit) const {
+    for (index_t token = tokens.first, count; capacity_ > 0 && token < tokens.last; token += count) {
+      const index_t slot = token % capacity_;
+      count = min(tokens.last - token, capacity_ - slot);
+      visit(elements + slot * element_bytes, count * element_bytes);
+    }
+  }
 
   static index_t aligned_row_bytes(index_t bytes) {
     if (bytes < 0 || bytes > (INT64_MAX >> 8))
@@ -128,6 +147,7 @@ class cache_core {
     index_t head_dim;
     index_t v_head_dim;
     index_t max_append;
+    index_t max_rewind;
     index_t first_position;
   };
 
@@ -143,16 +163,51 @@ class cache_core {
         blocks_(checked_bytes(g.num_kv_heads, block_bytes())) {}
 
   const geometry& shape() const { return geometry_; }
+  row_format format() const { return window_near_.format(); }
+  index_t key_row_bytes() const { return window_near_.row_bytes(); }
+  index_t value_row_bytes() const { return window_values_.row_bytes(); }
   // Kernels for what the rings hold; null where that is not taken in pairs.
   const pair_kernels<Real>* pairs(isa_level isa) const { return window_near_.pairs(isa); }
   index_t num_tokens() const { return num_tokens_; }
 
   // Counts in tokens that write() was given.
   void commit(index_t new_tokens) { num_tokens_ += new_tokens; }
+  // Forgets the newest tokens, of those that newest_held() counts.
+  void rewind(index_t tokens) { num_tokens_ -= tokens; }
   void clear() { num_tokens_ = num_written_ = 0; }
 
   // How many of the newest tokens still have all the keys that their queries see.
-  index_t newest_held() const { return max(0, geometry_.max_append - (num_written_ - num_tokens_)); }
+  index_t newest_held() const {
+    if (num_written_ <= window_near_.capacity()) return num_tokens_;  // no ring has overwritten a row
+    return min(num_tokens_, max(0, spare_rows() - (num_written_ - num_tokens_)));
+  }
+
+  // Calls visit(memory, bytes) for all rows of a stream of `tokens` tokens that are needed to take the newest `held` of them
+  // back, or none: of one head after the other, oldest first. `blocks` are those of this cache or of one like it.
+  template <class Byte, class Visit>
+  void for_each_run(Byte* blocks, index_t tokens, index_t held, Visit&& visit) const {
+    const auto newest = [&](index_t window) {
+      return index_range{max(num_sinks(), tokens - saturating_add(held, max(window, 1) - 1)), tokens};
+    };
+    const index_range sinks = {0, min(tokens, num_sinks())};
+    for (index_t head = 0; head < geometry_.num_kv_heads; ++head) {
+      Byte* const block = blocks + head * block_bytes();
+      sinks_near_.for_each_run(block, sinks, visit);
+      sinks_far_.for_each_run(block, sinks, visit);
+      window_far_.for_each_run(block, newest(window()), visit);
+      window_near_.for_each_run(block, newest(near_window()), visit);
+      sink_values_.for_each_run(block, sinks, visit);
+      window_values_.for_each_run(block, newest(window()), visit);
+    }
+  }
+  const unsigned char* blocks() const { return blocks_.data(); }
+  unsigned char* blocks() { return blocks_.data(); }
+
+  // Once for_each_run() has filled these rows.
+  void restore(index_t tokens, index_t held) {
+    num_tokens_ = tokens;
+    num_written_ = tokens + (held < tokens ? max(0, spare_rows() - held) : 0);
+  }
 
   index_t bytes() const { return static_cast<index_t>(sizeof *this + blocks_.bytes()); }
 
@@ -204,7 +259,9 @@ class cache_core {
   bool has_far_window() const { return geometry_.rotates && geometry_.plan.limit() < window() - 1; }
   bool has_far_sinks() const { return geometry_.rotates && !geometry_.plan.slots(); }
   index_t near_window() const { return has_far_window() ? geometry_.plan.limit() + 1 : window(); }
-  index_t ring_rows(index_t window) const { return max(window, 1) - 1 + geometry_.max_append; }
+  // Rows that a ring has beyond those that the next query sees.
+  index_t spare_rows() const { return geometry_.max_append + geometry_.max_rewind; }
+  index_t ring_rows(index_t window) const { return max(window, 1) - 1 + spare_rows(); }
   index_t block_bytes() const { return window_values_.end_byte(); }
   static index_t checked_bytes(index_t num_blocks, index_t block_bytes) {
     index_t bytes = 0;
@@ -237,7 +294,7 @@ class cache_core {
 
   geometry geometry_;
   index_t num_tokens_ = 0;
-  index_t num_written_ = 0;  // more than num_tokens_ while a step runs, and after one that failed
+  index_t num_written_ = 0;  // the most that num_tokens_ was, those of a step that runs, or has failed, included
   row_ring<Real> sinks_near_;
   row_ring<Real> sinks_far_;
   row_ring<Real> window_far_;

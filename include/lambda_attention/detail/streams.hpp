@@ -22,11 +22,12 @@ void check_newest(index_t queries, const cache_core<Real>& cache) {
   if (queries > cache.num_tokens())
     refuse("attend: expected q.tokens <= cache.num_tokens(), got %lld and %lld", printable(queries),
            printable(cache.num_tokens()));
-  if (queries > cache.newest_held())
+  const index_t most = min(cache.newest_held(), cache.shape().max_append);
+  if (queries > most)
     refuse(
         "attend: expected q.tokens <= %lld, got %lld: the ring does not hold what older queries saw (it holds that of "
-        "max_append = %lld tokens, less those of a step that failed)",
-        printable(cache.newest_held()), printable(queries), printable(cache.shape().max_append));
+        "max_append = %lld tokens, less those taken back or of a step that failed)",
+        printable(most), printable(queries), printable(cache.shape().max_append));
 }
 
 template <class Step>
