@@ -66,10 +66,8 @@ inline std::uint64_t fingerprint(const position_data& encoding, index_t num_head
   return sum.value();
 }
 
-// Bytes are written as they lie in memory.
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "lambda_attention: expected a little-endian machine");
-
-// Fields of 64 bits each: no byte between them is padding.
+// Fields of 64 bits each: no byte between them is padding. Bytes are written as they lie in memory: machines whose order is
+// another are refused in kernels.hpp.
 struct cache_file_header {
   std::uint64_t magic;
   std::uint64_t version;
