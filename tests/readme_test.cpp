@@ -134,6 +134,17 @@ TEST(readme, calls_compute) {
   // README }
   EXPECT_TRUE(all_halves(out));
   EXPECT_TRUE(all_halves(other_out));
+
+  std::vector<float> some_lse(n * heads), more_lse(n * heads);
+  const auto more_out = la::token_major(other_result.data(), n, heads, head_dim);
+  // README {
+  const la::partial_result some = {out, la::token_major(some_lse.data(), n, heads, 1)};
+  const la::partial_result more = {more_out, la::token_major(more_lse.data(), n, heads, 1)};
+  la::attend_partial(q, k, v, la::lm_infinite(16, 4096), la::rope(head_dim), {0, 2}, some);              // keys 0 and 1
+  la::attend_partial(q, k, v, la::lm_infinite(16, 4096), la::rope(head_dim), {2, la::unlimited}, more);  // all others
+  la::merge(some, more, some);
+  // README }
+  EXPECT_TRUE(all_halves(out));
 }
 
 TEST(readme, element_type_joins) {

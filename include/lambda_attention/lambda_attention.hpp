@@ -9,6 +9,7 @@
 #include <lambda_attention/kv_cache.hpp>
 #include <lambda_attention/lambda_shape.hpp>
 #include <lambda_attention/options.hpp>
+#include <lambda_attention/partial.hpp>
 #include <lambda_attention/position.hpp>
 #include <lambda_attention/position/alibi.hpp>
 #include <lambda_attention/position/none.hpp>

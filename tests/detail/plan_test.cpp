@@ -81,7 +81,7 @@ struct visible_keys {
     for (index_t i = 0; i < num_queries; ++i) {
       key_set sets[3] = {};
       for (index_t j = 0; j <= i; ++j) {
-        if (!plan.shape.visible(i, j)) continue;
+        if (!plan.shape.visible(i, j) || j < plan.part.first || j >= plan.part.last) continue;
         sets[0] |= key_set{1} << j;
         if (may_be_near(plan, i, j)) sets[1] |= key_set{1} << j;
         if (may_be_far(plan, i, j)) sets[2] |= key_set{1} << j;
@@ -168,6 +168,18 @@ TEST(plan, covers_the_visible_pairs_of_wide_tiles_once) {
     }
   }
   EXPECT_GE(num_tiles, 500000);
+}
+
+// A part of the keys that begins and ends anywhere, or has none.
+TEST(plan, covers_the_visible_pairs_of_a_part_once) {
+  constexpr index_t num_queries = 22;
+  long num_tiles = 0;
+  for (const index_range& part : {index_range{0, 5}, {3, 9}, {7, 7}, {5, 6}, {10, 40}, {2, unlimited}, {30, 40}}) {
+    for (const lambda_shape& shape : {full_causal(), lm_infinite(4, 6), {4, 6, 3}, {0, 13, 2}, streaming_llm(4, 6)})
+      for (const auto& [lanes, columns] : {std::pair{2, 2}, {3, 4}, {5, 1}})
+        num_tiles += check_all_tiles({shape, true, part}, lanes, columns, num_queries);
+  }
+  EXPECT_GE(num_tiles, 10000);
 }
 
 // Large numbers: the pairs at every edge.

@@ -170,7 +170,7 @@ class tile_driver {
       scratch_.scale[l] = normaliser(sum[l], max[l], sink_logit_of(job_, query_head));
     kernels_.unpack(tile_.output + first_lane, tile_.width, scratch_.scale, tile_.v_head_dim, scratch_.rows, stride);
     for (index_t l = 0; l < count; ++l) {
-      write_output(kernels_, job_, first + l, query_head, scratch_.rows + l * stride);
+      write_tensor_row(kernels_, job_.out, first + l, query_head, scratch_.rows + l * stride);
       write_lse(job_, first + l, query_head, sum[l], max[l]);
     }
   }

@@ -76,6 +76,15 @@ inline void check_encoding(const encoding_limits& limits, index_t heads, index_t
            printable(head_dim / 2), printable(limits.data.rotation.num_pairs));
 }
 
+// A number for each row of `out`.
+inline void check_lse(const tensor& lse, const tensor& out, const char* where, const char* name) {
+  check_tensor(lse, where, name);
+  if (lse.tokens != out.tokens || lse.heads != out.heads || lse.dim != 1)
+    refuse("%s: expected %s to be [%lld, %lld, 1], got [%lld, %lld, %lld]", where, name, printable(out.tokens),
+           printable(out.heads), printable(lse.tokens), printable(lse.heads), printable(lse.dim));
+  check_distinct_rows(lse, where, name);
+}
+
 inline void check_options(const attention_options& options, const tensor& q, const tensor& out) {
   check_isa(options.isa, "attend");
   constexpr double largest = 1e30;
@@ -91,11 +100,7 @@ inline void check_options(const attention_options& options, const tensor& q, con
   if (overlap(sink_row, out)) refuse("attend: expected options.sink_logits not to overlap out, got overlapping memory");
   if (options.lse.data == nullptr) return;
   const tensor lse = erase(options.lse);
-  check_tensor(lse, "attend", "options.lse");
-  if (lse.tokens != q.tokens || lse.heads != q.heads || lse.dim != 1)
-    refuse("attend: expected options.lse to be [%lld, %lld, 1], got [%lld, %lld, %lld]", printable(q.tokens),
-           printable(q.heads), printable(lse.tokens), printable(lse.heads), printable(lse.dim));
-  check_distinct_rows(lse, "attend", "options.lse");
+  check_lse(lse, out, "attend", "options.lse");
   if (overlap(lse, q) || overlap(lse, out) || overlap(lse, sink_row))
     refuse("attend: expected options.lse not to overlap q, out or options.sink_logits, got overlapping memory");
 }
@@ -139,7 +144,7 @@ attention_job<Real> job_of(const tensor& q, const tensor& out, const attention_o
   attention_job<Real> job = {};
   job.q = q;
   job.out = out;
-  job.lse = options.lse;
+  job.lse = erase(options.lse);
   job.sink_logits = options.sink_logits.data;
   const double scale = options.scale != 0 ? options.scale : 1 / __builtin_sqrt(static_cast<double>(q.dim));
   job.scale = static_cast<Real>(scale * log2_e);

@@ -7,7 +7,6 @@
 #include <lambda_attention/detail/row_store.hpp>
 #include <lambda_attention/detail/tensor.hpp>
 #include <lambda_attention/position.hpp>
-#include <lambda_attention/tensor_view.hpp>
 
 #include <cstdint>
 
@@ -32,7 +31,7 @@ template <class Real>
 struct attention_job {
   tensor q;
   tensor out;
-  tensor_view<float> lse;
+  tensor lse;           // float or double; no data: not wanted
   index_t first_query;  // index of the token of q's first row
   index_t num_kv_heads;
   std::uint64_t first_position;

@@ -97,7 +97,7 @@ void join_parts(const kernel_table<Real>& kernels, const attention_job<Real>& jo
   outputs.num_keys = count;
   for (index_t d = 0; d < padded_v_dim; ++d) row[d] = 0;
   job.one_position->add_values(weights, count, 1, padded_v_dim, outputs, row);
-  write_output(kernels, job, token, head, row);
+  write_tensor_row(kernels, job.out, token, head, row);
   write_lse(job, token, head, sum, most);
 }
 

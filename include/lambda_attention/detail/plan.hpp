@@ -61,10 +61,13 @@ struct key_bands {
   int count = 0;
 };
 
+constexpr index_range common(index_range a, index_range b) { return {max(a.first, b.first), min(a.last, b.last)}; }
+
 // The shape as the kernels see it. An encoding that takes no notice of distances needs no limit.
 struct plan_shape {
   lambda_shape shape;
   bool distance_matters;
+  index_range part = {0, unlimited};  // keys outside are not seen
 
   constexpr index_t limit() const { return distance_matters ? shape.distance_limit : unlimited; }
   constexpr bool slots() const { return distance_matters && shape.sinks_at == sink_distance::cache_slot; }
@@ -81,7 +84,7 @@ struct plan_shape {
     if (!exists || nearest > farthest || last <= nearest) return {kind, {0, 0}, 0, -1};
     keys.first = max(keys.first, first > farthest ? first - farthest : 0);
     keys.last = min(keys.last, last - nearest);
-    return {kind, keys, nearest, farthest};
+    return {kind, common(keys, part), nearest, farthest};
   }
 
   // Past the last slot the sinks of a query are all at cache-slot distance, up to it none is: no tile may straddle it.
@@ -90,7 +93,7 @@ struct plan_shape {
     return straddles ? shape.last_slot() + 1 : wanted_end;
   }
 
-  // The bands of the tile [first, last), not empty. Together they hold every visible pair once.
+  // The bands of the tile [first, last), not empty. Together they hold every visible pair of the part once.
   constexpr key_bands bands(index_t first, index_t last) const {
     key_bands result = {};
     for (int k = 0; k < num_key_kinds; ++k) {
@@ -105,9 +108,11 @@ struct plan_shape {
 };
 
 // Sinks and keys of the window that the queries [first, last) see, at any distance: those whose values they need.
-inline index_range sinks_seen(const plan_shape& plan, index_t last) { return plan.shape.sink_keys(last - 1); }
+inline index_range sinks_seen(const plan_shape& plan, index_t last) {
+  return common(plan.shape.sink_keys(last - 1), plan.part);
+}
 inline index_range window_seen(const plan_shape& plan, index_t first, index_t last) {
-  return {plan.shape.window_keys(first).first, last};
+  return common({plan.shape.window_keys(first).first, last}, plan.part);
 }
 
 // Cuts a band into segments, in ascending order of keys, and hands each to `visit(const key_segment&)`.

@@ -26,41 +26,61 @@ Real normaliser(Real sum, Real max, const float* sink_logit) {
 
 // Natural log of the sum of exponentials; -inf for an empty row.
 template <class Real>
-float log_sum_exp(Real sum, Real max) {
-  if (sum == 0) return -__builtin_huge_valf();
-  return static_cast<float>((static_cast<double>(max) + __builtin_log2(static_cast<double>(sum))) / log2_e);
+double log_sum_exp(Real sum, Real max) {
+  if (sum == 0) return -__builtin_huge_val();
+  return (static_cast<double>(max) + __builtin_log2(static_cast<double>(sum))) / log2_e;
+}
+
+// The numbers of a row of the caller's.
+template <class Real>
+void read_tensor_row(const kernel_table<Real>& kernels, const tensor& t, index_t token, index_t head, Real* row) {
+  const unsigned char* const source = t.row(token, head);
+  if (t.format == row_format::custom) {
+    row_store<Real>::read_custom(t.read, source, t.dim, row);
+  } else {
+    kernels.read_row(t.format, source, t.dim, Real(1), row);
+  }
+}
+
+template <class Real>
+void write_tensor_row(const kernel_table<Real>& kernels, const tensor& t, index_t token, index_t head,
+                      const Real* row) {
+  unsigned char* const destination = t.row(token, head);
+  if (t.format != row_format::custom) {
+    kernels.write_row(t.format, row, t.dim, destination);
+    return;
+  }
+  float narrow[max_head_dim];
+  for (index_t d = 0; d < t.dim; ++d) narrow[d] = static_cast<float>(row[d]);
+  t.write(narrow, t.dim, destination);
 }
 
 // The numbers of q(token, head), where they lie or read into `row`.
 template <class Real>
 const Real* read_query(const kernel_table<Real>& kernels, const attention_job<Real>& job, index_t token, index_t head,
                        Real* row) {
-  const unsigned char* const source = job.q.row(token, head);
-  if (job.q.format == native_format<Real>) return reinterpret_cast<const Real*>(source);
-  if (job.q.format == row_format::custom) {
-    row_store<Real>::read_custom(job.q.read, source, job.head_dim(), row);
-  } else {
-    kernels.read_row(job.q.format, source, job.head_dim(), Real(1), row);
-  }
+  if (job.q.format == native_format<Real>) return reinterpret_cast<const Real*>(job.q.row(token, head));
+  read_tensor_row(kernels, job.q, token, head, row);
   return row;
 }
 
-template <class Real>
-void write_output(const kernel_table<Real>& kernels, const attention_job<Real>& job, index_t token, index_t head,
-                  const Real* row) {
-  unsigned char* const destination = job.out.row(token, head);
-  if (job.out.format != row_format::custom) {
-    kernels.write_row(job.out.format, row, job.v_head_dim(), destination);
-    return;
+// A row of lse: one number.
+inline void write_number(const tensor& lse, index_t token, index_t head, double number) {
+  if (lse.format == row_format::f64) {
+    *reinterpret_cast<double*>(lse.row(token, head)) = number;
+  } else {
+    *reinterpret_cast<float*>(lse.row(token, head)) = static_cast<float>(number);
   }
-  float narrow[max_head_dim];
-  for (index_t d = 0; d < job.v_head_dim(); ++d) narrow[d] = static_cast<float>(row[d]);
-  job.out.write(narrow, job.v_head_dim(), destination);
+}
+inline double read_number(const tensor& lse, index_t token, index_t head) {
+  const unsigned char* const row = lse.row(token, head);
+  if (lse.format == row_format::f64) return *reinterpret_cast<const double*>(row);
+  return static_cast<double>(*reinterpret_cast<const float*>(row));
 }
 
 template <class Real>
 void write_lse(const attention_job<Real>& job, index_t token, index_t head, Real sum, Real max) {
-  if (job.lse.data != nullptr) *job.lse.row(token, head) = log_sum_exp(sum, max);
+  if (job.lse.data != nullptr) write_number(job.lse, token, head, log_sum_exp(sum, max));
 }
 
 template <class Real>
