@@ -69,7 +69,7 @@ int main() {
   const quaternion_rotation position(heads, 50);
   const la::lambda_shape shape = la::lm_infinite(4, 64);
   la::reference::attend(view(q), view(k), view(v), shape, position, view(expected));
-  la::kv_cache<la::f32, quaternion_rotation> cache(shape, position, heads, dim, dim, {64, first_position});
+  la::kv_cache<la::f32, quaternion_rotation> cache(shape, position, heads, dim, dim, {64, 0, first_position});
   la::attend(view(q), view(k), view(v), cache, view(out));
   double worst = 0;
   for (std::size_t i = 0; i < out.size(); ++i)

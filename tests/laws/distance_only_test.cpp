@@ -44,13 +44,16 @@ TEST_P(distance_only, matters) {
           attention_options options, of_stream;
           options.isa = of_stream.isa = isa;
           options.first_position = first_position;
-          EXPECT_LE(expected.nmse(attend_sequence<float>(in, shape, position, options)), arithmetic_bound<float>());
-          EXPECT_LE(expected.nmse(attend_sequence<double>(in, shape, position, options)), arithmetic_bound<double>());
+          if (has_own_kernels(isa, row_format::f32)) {
+            EXPECT_LE(expected.nmse(attend_sequence<float>(in, shape, position, options)), arithmetic_bound<float>());
+            EXPECT_LE(expected.nmse(attend_sequence<double>(in, shape, position, options)), arithmetic_bound<double>());
+          }
           for_each_storage([&](auto storage, const char* name) {
             using storage_type = decltype(storage);
             if (!has_own_kernels(isa, storage_type::format)) return;
-            EXPECT_LE(expected.nmse(attend_stream<storage_type>(in, shape, position, {16, first_position}, of_stream)),
-                      storage_bound<storage_type>(1, isa))
+            EXPECT_LE(
+                expected.nmse(attend_stream<storage_type>(in, shape, position, {16, 3, first_position}, of_stream)),
+                storage_bound<storage_type>(1, isa))
                 << name;
           });
         }
@@ -76,7 +79,7 @@ TEST(positions, past_int64_are_refused) {
                  std::invalid_argument);
   }
 
-  auto cache = cache_for<f32>(in, shape, position, {4, unlimited - 4});
+  auto cache = cache_for<f32>(in, shape, position, {4, 0, unlimited - 4});
   EXPECT_NO_THROW(attend_part(in, 0, 3, cache, out));
   EXPECT_THROW(attend_part(in, 0, 2, cache, out), std::invalid_argument);
   EXPECT_NO_THROW(attend_part(in, 3, 1, cache, out));

@@ -31,7 +31,7 @@ TEST_P(groups, are_repeated_heads) {
   constexpr int seed = 9;
   SCOPED_TRACE("seed " + std::to_string(seed));
   generator random(seed);
-  const extents e = {150, 3, group()};
+  const extents e = {100, 3, group()};
   const inputs<> in = random_inputs(random, e);
   const inputs<> alone = {in.q, repeated(in.k, group()), repeated(in.v, group())};
   with_encoding(encoding_under_test(), e.heads(), e.head_dim, [&](const auto& position) {
@@ -41,9 +41,11 @@ TEST_P(groups, are_repeated_heads) {
         SCOPED_TRACE(name_of(isa));
         attention_options options;
         options.isa = isa;
-        EXPECT_LE(nmse(attend_sequence<float>(in, shape, position, options).view(),
-                       attend_sequence<float>(alone, shape, position, options).view()),
-                  between_two(arithmetic_bound<float>()));
+        if (has_own_kernels(isa, row_format::f32)) {
+          EXPECT_LE(nmse(attend_sequence<float>(in, shape, position, options).view(),
+                         attend_sequence<float>(alone, shape, position, options).view()),
+                    between_two(arithmetic_bound<float>()));
+        }
         for_each_storage([&](auto storage, const char* name) {
           using storage_type = decltype(storage);
           if (!has_own_kernels(isa, storage_type::format)) return;

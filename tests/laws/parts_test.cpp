@@ -28,10 +28,10 @@ struct part {
   auto result() { return partial_result{out.view(), lse.view()}; }
 };
 
-// How far apart two lse may be. Sums of up to 150 floats are off by 150 * 2^-24 each; weights that are rounded to bfloat16 by
+// How far apart two lse may be. Sums of up to 120 floats are off by 120 * 2^-24 each; weights that are rounded to bfloat16 by
 // 2^-9 at most, and so is their sum; those to 1 / 65535 of the largest by half of that, each of 64 keys.
 double lse_tolerance(row_format format) {
-  return format == row_format::bf16 ? 0x1p-8 : format == row_format::int8 ? 64.0 / 65535 : 300 * 0x1p-24;
+  return format == row_format::bf16 ? 0x1p-8 : format == row_format::int8 ? 64.0 / 65535 : 240 * 0x1p-24;
 }
 
 // Ranges that together have all keys once, in any order; some have none.
@@ -75,7 +75,8 @@ void expect_that_parts_make(const tensor<Real>& whole, const tensor<float>& whol
 }
 
 class parts_law : public law {};
-INSTANTIATE_TEST_SUITE_P(laws, parts_law, every_encoding_and_group(), name_of_case);
+INSTANTIATE_TEST_SUITE_P(laws, parts_law,
+                         testing::Combine(testing::ValuesIn(encodings), testing::Values<index_t>(1, 4)), name_of_case);
 
 constexpr lambda_shape shapes[] = {lm_infinite(3, 24),   {2, 40, 7},    {5, 1, 0},         {6, 0, 3},
                                    streaming_llm(4, 30), full_causal(), sliding_window(19)};
@@ -111,10 +112,10 @@ void of_a_sequence(encoding encoded, const extents& e, row_format format) {
 }
 
 TEST_P(parts_law, of_a_sequence_make_the_whole) {
-  const extents e = {150, 2, group()};
+  const extents e = {100, 2, group()};
   of_a_sequence<float, float>(encoding_under_test(), e, row_format::f32);
   of_a_sequence<double, double>(encoding_under_test(), e, row_format::f64);
-  of_a_sequence<bfloat16, float>(encoding_under_test(), {150, 1, group(), 32, 64}, row_format::bf16);
+  of_a_sequence<bfloat16, float>(encoding_under_test(), {100, 1, group(), 32, 64}, row_format::bf16);
 }
 
 // One token, a few, and a tile of them; the caches have wrapped.
@@ -156,13 +157,13 @@ TEST_P(parts_law, of_a_stream_make_the_whole) {
 TEST_P(parts_law, leave_other_rows_alone) {
   constexpr int seed = 9;
   SCOPED_TRACE("seed " + std::to_string(seed));
-  const extents e = {150, 2, group()};
+  const extents e = {100, 2, group()};
   with_encoding(encoding_under_test(), e.heads(), e.head_dim, [&](const auto& position) {
     for (const lambda_shape& shape : shapes) {
       SCOPED_TRACE(to_string(shape));
       generator random(seed);
       const inputs<> in = random_inputs(random, e);
-      const index_range keys = {draw(random, 0, 70), draw(random, 71, 149)};
+      const index_range keys = {draw(random, 0, 50), draw(random, 51, 99)};
       inputs<> poisoned = in;
       for (index_t t = 0; t < e.tokens; ++t) {
         if (t >= keys.first && t < keys.last) continue;

@@ -17,9 +17,9 @@ namespace {
 using namespace support;
 using namespace lambda_attention;
 
-constexpr index_t num_tokens = 130, max_append = 6, max_rewind = 5;
+constexpr index_t num_tokens = 85, max_append = 6, max_rewind = 5;
 
-// One for each way in which a cache keeps rows; the longest ring has 16 - 1 + 11 rows, and wraps four times.
+// One for each way in which a cache keeps rows; the longest ring has 16 - 1 + 11 rows, and wraps three times.
 constexpr lambda_shape shapes[] = {lm_infinite(3, 16), {2, 16, 5}, {4, 0, 3}, sliding_window(9), streaming_llm(4, 12)};
 
 class rewind_law : public law {};
@@ -91,8 +91,8 @@ TEST_P(rewind_law, tokens_taken_back_never_came) {
 
 TEST_P(rewind_law, forks_and_loaded_streams_are_the_original) {
   for_each_stream(encoding_under_test(), group(), [](const generator& random, const auto& streams) {
-    // Before a window is full, in the sinks, after the ring has wrapped.
-    for (const index_t middle : {0, 2, 11, 40, 97}) {
+    // In the sinks, before a window is full, after the ring has wrapped.
+    for (const index_t middle : {2, 11, 60}) {
       SCOPED_TRACE("after " + std::to_string(middle) + " tokens");
       auto original = streams.made();
       auto expected = streams.room();

@@ -51,6 +51,7 @@ struct sweep_case {
     soft_cap = one_in(5, random) ? std::ldexp(1.0, static_cast<int>(draw(random, 0, 6))) : 0;
     has_sink_logits = one_in(5, random);
     max_append = draw_size(random, 1, 8);
+    max_rewind = one_in(5, random) ? draw(random, 1, 20) : 0;
   }
 
   bool is_stream() const { return way >= f64_cache; }
@@ -88,7 +89,7 @@ struct sweep_case {
            std::to_string(size.v_head_dim) + ", " + to_string(shape) + ", first_position " +
            std::to_string(first_position) + ", scale " + std::to_string(scale) + ", soft_cap " +
            std::to_string(soft_cap) + (has_sink_logits ? ", sink logits" : "") + ", max_append " +
-           std::to_string(max_append);
+           std::to_string(max_append) + ", max_rewind " + std::to_string(max_rewind);
   }
 
   generator random;
@@ -103,6 +104,7 @@ struct sweep_case {
   double soft_cap;
   bool has_sink_logits;
   index_t max_append;
+  index_t max_rewind;
 };
 
 // The same numbers, rounded to T.
@@ -142,7 +144,7 @@ struct stream {
   template <class T, class Real, class Position>
   static void attend(sweep_case& c, const inputs<T>& in, const Position& position, tensor<Real>& out,
                      attention_options options) {
-    auto cache = cache_for<Storage>(in, c.shape, position, {c.max_append, c.first_position});
+    auto cache = cache_for<Storage>(in, c.shape, position, {c.max_append, c.max_rewind, c.first_position});
     const tensor_view<float> lse = options.lse;
     for (index_t first = 0; first < c.size.tokens;) {
       const index_t count = std::min(draw_size(c.random, 0, 8), c.size.tokens - first);
