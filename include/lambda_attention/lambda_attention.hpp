@@ -14,6 +14,7 @@
 #include <lambda_attention/position/alibi.hpp>
 #include <lambda_attention/position/none.hpp>
 #include <lambda_attention/position/rope.hpp>
+#include <lambda_attention/position/rope_scaling.hpp>
 #include <lambda_attention/position/t5_bias.hpp>
 #include <lambda_attention/storage.hpp>
 #include <lambda_attention/storage/bf16.hpp>
