@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <fstream>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 namespace la = lambda_attention;
@@ -32,10 +33,14 @@ class model {
   void save(const char* path) const {
     std::ofstream file(path, std::ios::binary);
     for (const cache& layer : layers_) layer.save(file);
+    if (!file.flush()) throw std::runtime_error("not all of the file was written");
   }
+  // All layers or none: those that come before a damaged one are not the model's yet.
   void load(const char* path) {
     std::ifstream file(path, std::ios::binary);
-    for (cache& layer : layers_) layer.load(file);
+    std::vector<cache> loaded = layers_;
+    for (cache& layer : loaded) layer.load(file);
+    layers_ = std::move(loaded);
   }
 
  private:

@@ -13,7 +13,7 @@ namespace la = lambda_attention;
 class model {
  public:
   explicit model(la::index_t window)
-      : cache_(la::lm_infinite(2, window), la::rope(dim), 1, dim, dim, {64, num_guesses}) {}
+      : cache_(la::lm_infinite(2, window), la::rope(dim), 1, dim, dim, {num_guesses + 1, num_guesses}) {}
 
   static constexpr la::index_t heads = 4, dim = 32, num_guesses = 3;
 

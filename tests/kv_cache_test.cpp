@@ -337,32 +337,43 @@ TYPED_TEST(KvCacheOf, LoadRefusesWhatIsNotAsItWasWritten) {
   EXPECT_TRUE(same_bits(other.out.elements, (feed(t, alone, 0, 6), feed(t, alone, 6, 12))));
 }
 
-// Fields that no cache has written, under a checksum that fits.
+// Fields that no cache has written, under checksums that fit; rows of zeros follow.
 TEST(KvCache, LoadRefusesHostileNumbers) {
+  constexpr index_t most = index_t{1} << 62;
   la::kv_cache<la::f32, la::none> cache(la::lm_infinite(1, 3), {}, 1, 4, 2, {2, 0, 10});
   std::stringstream written;
   cache.save(written);
   la::detail::cache_file_header header;
-  const auto loaded = [&](std::uint64_t num_tokens, std::uint64_t newest_held) {
-    std::string bytes = written.str();
+  const auto loaded = [&](index_t num_tokens, index_t newest_held, std::size_t num_rows = 0) {
+    std::string bytes = written.str() + std::string(64 * num_rows, '\0');
+    la::detail::checksum sum;
+    sum.add(bytes.data() + sizeof header, static_cast<index_t>(64 * num_rows));
     std::memcpy(&header, bytes.data(), sizeof header);
-    header.num_tokens = num_tokens;
-    header.newest_held = newest_held;
+    header.num_tokens = static_cast<std::uint64_t>(num_tokens);
+    header.newest_held = static_cast<std::uint64_t>(newest_held);
+    header.sum_of_rows = sum.value();
     header.sum_of_header = header.computed_sum();
     std::memcpy(bytes.data(), &header, sizeof header);
     std::stringstream file(bytes);
     return refusal([&] { cache.load(file); });
   };
-  constexpr const char* tokens =
-      "load: expected at most 9223372036854775797 tokens, and as many or fewer to take back, got ";
+  const std::string tokens =
+      "load: expected at most 4611686018427387904 tokens, and as many or fewer to take back, got ";
   EXPECT_EQ(loaded(0, 0), "accepted");
-  EXPECT_EQ(loaded(std::uint64_t{1} << 63, 0), tokens + std::string("-9223372036854775808 and 0"));
-  EXPECT_EQ(loaded(INT64_MAX - 9, 0), tokens + std::string("9223372036854775798 and 0"));
-  EXPECT_EQ(loaded(3, 4), tokens + std::string("3 and 4"));
-  for (const index_t held : {INT64_MAX - 10, INT64_MAX - 11, index_t{0}})
-    EXPECT_EQ(loaded(INT64_MAX - 10, static_cast<std::uint64_t>(held)),
-              "load: expected 64 bytes of rows, got 0: the stream ends, or failed");
+  EXPECT_EQ(loaded(INT64_MIN, 0), tokens + "-9223372036854775808 and 0");
+  EXPECT_EQ(loaded(most + 1, 0), tokens + "4611686018427387905 and 0");
+  EXPECT_EQ(loaded(3, 4), tokens + "3 and 4");
+  for (const index_t held : {most, most - 1, index_t{0}})
+    EXPECT_EQ(loaded(most, held), "load: expected 64 bytes of rows, got 0: the stream ends, or failed");
   EXPECT_EQ(cache.num_tokens(), 0);
+
+  // The largest stream: a sink and two tokens of a window, each a key and a value, and as many as can be taken back.
+  for (const index_t held : {0, 1, 2}) {
+    ASSERT_EQ(loaded(most, held, static_cast<std::size_t>(2 * (1 + 2 + held))), "accepted");
+    EXPECT_EQ(cache.num_tokens(), most);
+    EXPECT_NE(refusal([&] { cache.rewind(held + 1); }), "accepted");
+    EXPECT_EQ(refusal([&] { cache.rewind(held); }), "accepted");
+  }
 }
 
 // The layers of a model, one after the other.

@@ -121,6 +121,14 @@ TEST(Merge, DoesNotOverflow) {
   EXPECT_TRUE(same_bits(out.lse.elements, a.lse.elements));
 }
 
+TEST(Merge, RowsNearTheLargestNumberDoNotOverflow) {
+  part<> a(1), out(9);
+  for (float& x : a.out.elements) x = 3e38f;
+  const la::partial_result<float> parts[] = {a.view(), a.view(), a.view()};
+  la::merge(parts, 3, out.view());
+  for (const float x : out.out.elements) EXPECT_NEAR(x / 3e38f, 1, 1e-6);
+}
+
 TEST(Merge, ANaNStaysOne) {
   part<> a(1), b(2), out(9);
   a.lse.elements[4] = std::numeric_limits<float>::quiet_NaN();
@@ -188,6 +196,8 @@ TEST(Merge, Refusals) {
             "merge: expected 1 <= result.out.dim <= 512, got 513");
   const std::vector<float> logits(4);
   EXPECT_EQ(merging(a.view(), out.view(), {logits.data(), 4}), "merge: expected sink_logits for 3 heads, got 4");
+  EXPECT_EQ(merging(a.view(), out.view(), {nullptr, 3}),
+            "merge: expected sink_logits for 3 heads, got 3 at a null pointer");
 
   constexpr const char* apart =
       "merge: expected the result to be a part, row for row, or apart from it, got overlapping memory";

@@ -19,7 +19,7 @@ inline namespace LAMBDA_ATTENTION_UNIT {
 
 struct kv_cache_options {
   index_t max_append = 512;    ///< tokens that one step takes in; a longer call is cut into steps of this many
-  index_t max_rewind = 0;      ///< tokens that rewind() can take back at any time
+  index_t max_rewind = 0;      ///< tokens that rewind() can always take back of the newest that ever came
   index_t first_position = 0;  ///< position of the token with index 0
 };
 
@@ -80,14 +80,15 @@ class kv_cache {
 
   /// Writes the stream to `out`: a header, and the rows that the cache holds; see detail/cache_file.hpp. Several caches may
   /// follow one another. Include <ostream>, or <fstream>, to call this.
-  /// Errors: std::invalid_argument where the stream fails.
+  /// Errors: std::invalid_argument where the stream fails; what a stream keeps in its own buffer fails when that is flushed.
   void save(std::ostream& out) const { detail::save_cache(core_, position_fingerprint(), out); }
 
   /// Replaces this stream by a saved one, and reads no byte past it. The cache that was saved had the same shape, storage,
   /// encoding, heads, dims and first_position; max_append and max_rewind may differ. What can be taken back is what both caches
   /// can. Of an encoding that is a row function, or a storage that is custom, nothing is compared but what can be seen of it.
   ///
-  /// Errors: std::invalid_argument on whatever is not such a file, whole and as it was written; the cache is then as it was.
+  /// Errors: std::invalid_argument on whatever is not such a file, whole and undamaged; the cache is then as it was. Checksums
+  /// tell of accidents, not of somebody who computes them anew: rows are then other numbers, and nothing worse.
   /// Law: the stream that was saved, bit for bit.
   /// Cost: memory for a second cache while it runs. Include <istream>, or <fstream>, to call this.
   void load(std::istream& in) { detail::load_cache(core_, position_fingerprint(), in); }

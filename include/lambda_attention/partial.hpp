@@ -41,6 +41,11 @@ void attend_partial(const tensor_view<Q>& q, const tensor_view<K>& k, const tens
                     const lambda_shape& shape, const Position& position, const index_range& keys,
                     const partial_result<Out, Lse>& result, const attention_options& options = {},
                     Executor&& executor = {}) {
+  static_assert(std::is_base_of_v<position_encoding, Position>,
+                "lambda_attention: attend_partial(): `position` must be a position encoding, a class that derives from "
+                "position_encoding (rope, alibi, t5_bias, none, or your own)");
+  static_assert(!std::is_const_v<Out> && !std::is_const_v<Lse>,
+                "lambda_attention: attend_partial(): `result` must have views of elements that are not const");
   using real = detail::compute_type_of<Q, K, V, Out>;
   const detail::tensor queries = detail::erase(q), lse = detail::erase(result.lse), out = detail::erase(result.out);
   detail::check_part(keys, options);
@@ -58,6 +63,8 @@ template <class Q, class Storage, class Position, class Out, class Lse, class Ex
 void attend_partial(const tensor_view<Q>& q, const kv_cache<Storage, Position>& cache, const index_range& keys,
                     const partial_result<Out, Lse>& result, const attention_options& options = {},
                     Executor&& executor = {}) {
+  static_assert(!std::is_const_v<Out> && !std::is_const_v<Lse>,
+                "lambda_attention: attend_partial(): `result` must have views of elements that are not const");
   const detail::tensor queries = detail::erase(q), lse = detail::erase(result.lse), out = detail::erase(result.out);
   detail::check_part(keys, options);
   detail::check_stream_queries(queries, out, cache.core(), detail::limits_of(cache.position()), options);
@@ -73,7 +80,7 @@ void attend_partial(const tensor_view<Q>& q, const kv_cache<Storage, Position>& 
 ///
 ///     lse = ln sum_p e^lse_p          out = sum_p e^lse_p out_p / (sum_p e^lse_p + e^sink_logit(head))
 ///
-/// All have the extents of the result, each its own element types. The result may be one of the parts, row for row; no other
+/// All have the extents of the result; of two, each may have its own element types. The result may be one of the parts, row for row; no other
 /// overlap. result.lse may have no data where it is not wanted. sink_logits, if given, has a number for each head: for the last
 /// merge, as it is not in lse. Computes in double where one of the outputs is double, else in float, weights always in double.
 ///

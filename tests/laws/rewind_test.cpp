@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <limits>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -17,9 +18,10 @@ namespace {
 using namespace support;
 using namespace lambda_attention;
 
-constexpr index_t num_tokens = 85, max_append = 6, max_rewind = 5;
+// A draft of max_rewind tokens takes two steps: their rows come on top of those that a step takes.
+constexpr index_t num_tokens = 85, max_append = 3, max_rewind = 5;
 
-// One for each way in which a cache keeps rows; the longest ring has 16 - 1 + 11 rows, and wraps three times.
+// One for each way in which a cache keeps rows; the longest ring has 16 - 1 + 8 rows, and wraps three times.
 constexpr lambda_shape shapes[] = {lm_infinite(3, 16), {2, 16, 5}, {4, 0, 3}, sliding_window(9), streaming_llm(4, 12)};
 
 class rewind_law : public law {};
@@ -34,12 +36,16 @@ class two_streams {
   using output = tensor<typename Storage::compute_type>;
 
   two_streams(generator& random, const extents& e, const lambda_shape& shape, const Position& position)
-      : real_(random_inputs(random, e)), rejected_(random_inputs(random, e)), shape_(shape), position_(position) {}
+      : real_(random_inputs(random, e)), rejected_(real_), shape_(shape), position_(position) {
+    for (tensor<float>* rows : {&rejected_.k, &rejected_.v})
+      for_each_element(rows->view(), [](float& x) { x = std::numeric_limits<float>::quiet_NaN(); });
+  }
 
   cache made() const { return cache_for<Storage>(real_, shape_, position_, {max_append, max_rewind}); }
   output room() const { return output_for<typename Storage::compute_type>(real_); }
 
-  // The real tokens [first, last) in random steps; before each, if `rejected`, other tokens come and go.
+  // The real tokens [first, last) in random steps; before each, if `rejected`, other tokens come and go, whose keys and values
+  // are NaN.
   void feed(generator random, index_t first, index_t last, cache& stream, output& out, bool rejected = false) const {
     for (index_t count; first < last; first += count) {
       count = std::min(last - first, draw(random, 1, max_append));

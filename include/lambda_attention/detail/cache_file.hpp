@@ -44,12 +44,13 @@ class checksum {
   std::uint64_t state_ = 0x243f6a8885a308d3u;
 };
 
-// Tells encodings apart, of any processor: what is computed in long double or double is equal only but for the last bits.
+// Tells encodings apart. Another processor may compute frequencies whose last bits differ: those are left out, so that it finds
+// the same number, but for one turn in 10^7 or so that lies at the edge where it is rounded.
 inline std::uint64_t fingerprint(const position_data& encoding, index_t num_heads) {
   checksum sum;
   const rotation_data& rotation = encoding.rotation;
   sum.add(rotation.num_pairs);
-  for (index_t p = 0; p < rotation.num_pairs; ++p) sum.add((rotation.turns[p] + 0x8000u) >> 16);
+  for (index_t p = 0; p < rotation.num_pairs; ++p) sum.add((rotation.turns[p] + 0x800000u) >> 24);
   if (rotation.num_pairs > 0) {
     sum.add(rotation.layout);
     sum.add(static_cast<float>(rotation.factor));
@@ -180,7 +181,10 @@ inline void check_header(const cache_file_header& header, const cache_file_heade
              printable(static_cast<index_t>(own.*field.number)), printable(static_cast<index_t>(header.*field.number)));
   if (header.encoding != own.encoding)
     refuse("load: expected keys of the cache's position encoding, got those of another");
-  const std::uint64_t most = static_cast<std::uint64_t>(unlimited) - own.first_position;
+  // More than any stream has, and few enough that no sum of tokens and rows overflows.
+  constexpr std::uint64_t most_ever = std::uint64_t{1} << 62;
+  const std::uint64_t to_the_end = static_cast<std::uint64_t>(unlimited) - own.first_position;
+  const std::uint64_t most = to_the_end < most_ever ? to_the_end : most_ever;
   if (header.num_tokens > most || header.newest_held > header.num_tokens)
     refuse("load: expected at most %lld tokens, and as many or fewer to take back, got %lld and %lld",
            printable(static_cast<index_t>(most)), printable(static_cast<index_t>(header.num_tokens)),

@@ -60,9 +60,10 @@ inline void check_result(const erased_part& result, const sink_logits_view& sink
   check_dim(result.out.dim, "merge", "result.out.dim");
   check_distinct_rows(result.out, "merge", "result.out");
   if (result.lse.data != nullptr) check_lse(result.lse, result.out, "merge", "result.lse");
-  if (sink_logits.data != nullptr && sink_logits.size != result.out.heads)
-    refuse("merge: expected sink_logits for %lld heads, got %lld", printable(result.out.heads),
-           printable(sink_logits.size));
+  if ((sink_logits.data != nullptr || sink_logits.size != 0) &&
+      (sink_logits.data == nullptr || sink_logits.size != result.out.heads))
+    refuse("merge: expected sink_logits for %lld heads, got %lld%s", printable(result.out.heads),
+           printable(sink_logits.size), sink_logits.data == nullptr ? " at a null pointer" : "");
   const tensor sinks = erase(tensor_view<const float>(sink_logits.data, 1, 1, sink_logits.size, 0, 0));
   const bool has_sinks = sink_logits.data != nullptr, has_lse = result.lse.data != nullptr;
   if ((has_lse && overlap(result.out, result.lse)) || (has_sinks && overlap(sinks, result.out)) ||
@@ -73,12 +74,14 @@ inline void check_result(const erased_part& result, const sink_logits_view& sink
 // No key at all weighs e^-infinity. A comparison with a number holds under -ffast-math too.
 constexpr double lowest_lse = -1e35;
 
-// One row of one head. The largest exponent is taken out, so that no weight overflows.
+// One row of one head. The largest exponent is taken out, so that no weight overflows, and each is divided by their number, so
+// that no sum of rows does.
 template <class Real, class PartAt>
 void merge_row(const kernel_table<Real>& kernels, index_t num_parts, PartAt&& part_at, const erased_part& result,
                const sink_logits_view& sink_logits, index_t token, index_t head) {
   const index_t dim = result.out.dim, padded_dim = round_up(dim, row_multiple);
-  Real sum_of_rows[max_head_dim] = {}, row[max_head_dim] = {};
+  Real sum_of_rows[max_head_dim], row[max_head_dim];
+  for (index_t d = 0; d < padded_dim; ++d) sum_of_rows[d] = row[d] = 0;
   double largest = lowest_lse, sum = 0;
   for (index_t p = 0; p < num_parts; ++p) {
     const double lse = read_number(part_at(p).lse, token, head);
@@ -91,10 +94,11 @@ void merge_row(const kernel_table<Real>& kernels, index_t num_parts, PartAt&& pa
     const double weight = __builtin_exp(lse - largest);
     sum += weight;
     read_tensor_row(kernels, part.out, token, head, row);
-    for (index_t d = 0; d < padded_dim; ++d) sum_of_rows[d] += static_cast<Real>(weight) * row[d];
+    const Real share = static_cast<Real>(weight / static_cast<double>(num_parts));
+    for (index_t d = 0; d < padded_dim; ++d) sum_of_rows[d] += share * row[d];
   }
   const float* const sink_logit = sink_logits.data == nullptr ? nullptr : sink_logits.data + head;
-  const Real scale = static_cast<Real>(normaliser(sum, largest * log2_e, sink_logit));
+  const Real scale = static_cast<Real>(normaliser(sum, largest * log2_e, sink_logit) * static_cast<double>(num_parts));
   for (index_t d = 0; d < padded_dim; ++d) sum_of_rows[d] *= scale;
   write_tensor_row(kernels, result.out, token, head, sum_of_rows);
   if (result.lse.data != nullptr)

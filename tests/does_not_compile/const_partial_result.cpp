@@ -1,0 +1,8 @@
+// expected: lambda_attention: attend_partial(): `result` must have views of elements that are not const
+#include <lambda_attention/lambda_attention.hpp>
+
+namespace la = lambda_attention;
+
+void call(la::tensor_view<const float> q, const la::partial_result<const float>& result) {
+  la::attend_partial(q, q, q, la::full_causal(), la::none(), {0, 1}, result);
+}
