@@ -4,6 +4,7 @@
 #include <support/call.hpp>
 #include <support/cases.hpp>
 #include <support/error.hpp>
+#include <support/reversed_executor.hpp>
 
 #include <gtest/gtest.h>
 
@@ -195,15 +196,6 @@ TEST_P(parts_law, leave_other_rows_alone) {
   leave_other_rows_alone<bfloat16>(encoding_under_test(), {100, 1, group(), 32, 64}, row_format::bf16);
 }
 
-struct three_workers {
-  index_t num_workers() const { return 3; }
-
-  template <class Function>
-  void run(index_t num_tasks, Function&& f) const {
-    for (index_t task = num_tasks; task-- > 0;) f(task, task % num_workers());
-  }
-};
-
 // Of so many keys that workers share them, where one query sees enough for another share and the next does not.
 TEST(parts, whose_keys_are_shared_by_workers_make_the_whole) {
   constexpr int seed = 10;
@@ -223,7 +215,7 @@ TEST(parts, whose_keys_are_shared_by_workers_make_the_whole) {
   part<float> some(4, e.heads(), e.v_head_dim), same = some, more = some;
   const index_range first = {0, 2142}, second = {2142, unlimited};
   attend_partial(q, cache, first, some.result());
-  attend_partial(q, cache, first, same.result(), {}, three_workers());
+  attend_partial(q, cache, first, same.result(), {}, reversed_executor());
   EXPECT_TRUE(same_bits(some.out.view(), same.out.view()));
   EXPECT_TRUE(same_bits(some.lse.view(), same.lse.view()));
   attend_partial(q, cache, second, more.result());

@@ -9,6 +9,7 @@
 #include <support/call.hpp>
 #include <support/cases.hpp>
 #include <support/error.hpp>
+#include <support/reversed_executor.hpp>
 
 #include <gtest/gtest.h>
 
@@ -19,16 +20,6 @@ namespace {
 
 using namespace support;
 using namespace lambda_attention;
-
-// The last task first, the workers in turn.
-struct reversed_executor {
-  index_t num_workers() const { return 3; }
-
-  template <class Function>
-  void run(index_t num_tasks, Function&& f) const {
-    for (index_t task = num_tasks; task-- > 0;) f(task, task % num_workers());
-  }
-};
 
 template <class Use>
 void for_each_executor(Use&& use) {
