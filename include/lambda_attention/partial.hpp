@@ -80,9 +80,10 @@ void attend_partial(const tensor_view<Q>& q, const kv_cache<Storage, Position>& 
 ///
 ///     lse = ln sum_p e^lse_p          out = sum_p e^lse_p out_p / (sum_p e^lse_p + e^sink_logit(head))
 ///
-/// All have the extents of the result; of two, each may have its own element types. The result may be one of the parts, row for row; no other
-/// overlap. result.lse may have no data where it is not wanted. sink_logits, if given, has a number for each head: for the last
-/// merge, as it is not in lse. Computes in double where one of the outputs is double, else in float, weights always in double.
+/// All have the extents of the result; of two, each may have its own element types. The result may be one of the parts, row
+/// for row; no other overlap. result.lse may have no data where it is not wanted. sink_logits, if given, has a number for each
+/// head: for the last merge, as it is not in lse. Computes in double where one of the outputs is double, else in float, weights
+/// always in double.
 ///
 /// Errors: std::invalid_argument on extents, strides or aliases that do not fit, before anything is written.
 /// Law: associative and commutative, within rounding. Cost: reads each part once.

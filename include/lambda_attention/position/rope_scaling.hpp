@@ -19,9 +19,7 @@ struct rope_pair {
   index_t index;
   index_t num_pairs;
   double theta;
-  double frequency() const {
-    return __builtin_pow(theta, -static_cast<double>(index) / static_cast<double>(num_pairs));
-  }
+  double frequency;  ///< radians a position
 };
 
 namespace detail {
@@ -43,7 +41,7 @@ struct linear_scaling {
   double factor = 1;
 
   void check() const { detail::check_scaling(factor, "linear_scaling"); }
-  double frequency(const rope_pair& pair) const { return pair.frequency() / factor; }
+  double frequency(const rope_pair& pair) const { return pair.frequency / factor; }
   double row_factor() const { return 1; }
 };
 
@@ -57,7 +55,7 @@ struct ntk_scaling {
   void check() const { detail::check_scaling(factor, "ntk_scaling"); }
   double frequency(const rope_pair& pair) const {
     if (pair.index == 0) return 1;
-    return pair.frequency() *
+    return pair.frequency *
            __builtin_pow(factor, -static_cast<double>(pair.index) / static_cast<double>(pair.num_pairs - 1));
   }
   double row_factor() const { return 1; }
@@ -80,10 +78,10 @@ struct llama3_scaling {
                      high_freq_factor);
   }
   double frequency(const rope_pair& pair) const {
-    const double turns = original_max_position_embeddings * pair.frequency() / detail::full_turn;
+    const double turns = original_max_position_embeddings * pair.frequency / detail::full_turn;
     const double kept = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
     const double share = kept < 0 ? 0 : kept > 1 ? 1 : kept;
-    return pair.frequency() * (share + (1 - share) / factor);
+    return pair.frequency * (share + (1 - share) / factor);
   }
   double row_factor() const { return 1; }
 };
@@ -124,7 +122,7 @@ struct yarn_scaling {
     const double width = first == last ? 0.001 : last - first;
     const double slowed = (static_cast<double>(pair.index) - first) / width;
     const double share = slowed < 0 ? 0 : slowed > 1 ? 1 : slowed;
-    return pair.frequency() * (1 - share + share / factor);
+    return pair.frequency * (1 - share + share / factor);
   }
   double row_factor() const {
     if (attention_factor != 0) return attention_factor;
@@ -149,10 +147,11 @@ rope scaled_rope(index_t head_dim, double theta, const Scaling& scaling, rope_op
   if (!(theta > 1) || !detail::is_finite(theta))
     detail::refuse("scaled_rope: expected a finite theta > 1, got %g", theta);
   scaling.check();
-  const index_t num_pairs = (options.rotary_dim == 0 ? head_dim : options.rotary_dim) / 2;
-  double frequencies[max_head_dim / 2] = {};
-  for (index_t p = 0; p < detail::min(num_pairs, max_head_dim / 2); ++p)
-    frequencies[p] = scaling.frequency({p, num_pairs, theta});
+  const rope unscaled(head_dim, theta, options);
+  const index_t num_pairs = unscaled.num_pairs();
+  double frequencies[max_head_dim / 2];
+  for (index_t p = 0; p < num_pairs; ++p)
+    frequencies[p] = scaling.frequency({p, num_pairs, theta, unscaled.inverse_frequency(p)});
   options.factor *= scaling.row_factor();
   return rope(head_dim, frequencies, num_pairs, options);
 }
