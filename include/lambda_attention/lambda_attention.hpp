@@ -6,6 +6,7 @@
 #include <lambda_attention/element.hpp>
 #include <lambda_attention/executor.hpp>
 #include <lambda_attention/isa.hpp>
+#include <lambda_attention/key_run.hpp>
 #include <lambda_attention/kv_cache.hpp>
 #include <lambda_attention/lambda_shape.hpp>
 #include <lambda_attention/options.hpp>

@@ -22,6 +22,13 @@ struct rotation_data {
   double factor = 1;
 };
 
+/// Which rotation a row has been through.
+enum class row_rotation {
+  none,         ///< as the projection left it
+  to_position,  ///< R(position) of its own position, as most engines keep keys
+  to_zero,      ///< R(0), which is the row times the rotation's factor
+};
+
 /// A rotation that no table of frequencies describes: a function that turns one row in place, R(position) row. The inner
 /// product of two rows that it has turned may depend on the difference of their positions only. It runs while rows are
 /// copied, never inside a kernel, and must not throw. See row_function_of.

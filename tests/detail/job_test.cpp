@@ -30,7 +30,7 @@ TEST(AttentionJob, GroupsQueryHeads) {
 TEST(AttentionJob, FewTokensOfAStreamAreReadByPosition) {
   attention_job<float> j = job(la::full_causal(), 4);
   EXPECT_FALSE(j.by_position());
-  j.rows.as_stored_by_a_cache = true;
+  j.one_position = &la::detail::position_kernels_for<float>(la::isa_level::automatic);
   EXPECT_TRUE(j.by_position());
   j.q.tokens = 5;
   EXPECT_FALSE(j.by_position());

@@ -8,8 +8,8 @@
 namespace la = lambda_attention;
 using la::index_t;
 using la::row_format;
+using la::row_rotation;
 using la::detail::row_store;
-using la::detail::row_treatment;
 using la::detail::row_window;
 
 namespace {
@@ -117,18 +117,18 @@ TEST(RowWindow, RunsEndWhereTheRingDoes) {
 }
 
 TEST(RowStore, DenseRowsOfTheKernelsTypeAreReadInPlace) {
-  const auto in_place = [](row_format format, index_t row_bytes, row_treatment treatment = row_treatment::as_stored) {
+  const auto in_place = [](row_format format, index_t row_bytes, row_rotation wanted = row_rotation::none) {
     row_store<float> store;
     store.format = format;
     store.dim = 20;
     store.row_bytes = row_bytes;
-    return readable_in_place(store, treatment);
+    return readable_in_place(store, wanted);
   };
   EXPECT_TRUE(in_place(row_format::f32, 80));
   EXPECT_TRUE(in_place(row_format::f32, 128));   // a row of a cache, padded
   EXPECT_FALSE(in_place(row_format::f32, 160));  // two heads a token
-  EXPECT_FALSE(in_place(row_format::f32, 80, row_treatment::turn_to_zero));
-  EXPECT_FALSE(in_place(row_format::f32, 80, row_treatment::turn_to_own_position));
+  EXPECT_FALSE(in_place(row_format::f32, 80, row_rotation::to_zero));
+  EXPECT_FALSE(in_place(row_format::f32, 80, row_rotation::to_position));
   EXPECT_FALSE(in_place(row_format::f64, 80));
   EXPECT_FALSE(in_place(row_format::f16, 40));
 }

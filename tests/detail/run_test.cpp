@@ -52,7 +52,8 @@ TEST(JobList, TasksHoldEveryQueryOfEveryHeadOnce) {
 attention_job<float> token_of_stream(index_t kv_heads, index_t tokens_seen) {
   attention_job<float> j = job(1, kv_heads, tokens_seen);
   j.plan.shape.window = 4096;
-  j.rows.as_stored_by_a_cache = true;
+  j.one_position = &la::detail::position_kernels_for<float>(la::isa_level::automatic);
+  j.rows.window_as_stored = true;
   j.rows.window_values.format = la::row_format::f32;
   return j;
 }
@@ -81,10 +82,10 @@ TEST(JobList, TasksHoldEveryPartOfTheKeysOnce) {
   }
 }
 
-// Rows of a custom storage are copied by each task that needs them: one takes all parts.
+// Rows that are not read where they lie, as those of a custom storage, are copied by each task that needs them: one takes all parts.
 TEST(JobList, SharesOnlyKeysThatAreReadAsStored) {
   attention_job<float> j = token_of_stream(1, 100000);
-  j.rows.window_values.format = la::row_format::custom;
+  j.rows.window_as_stored = false;
   const job_list<float> list(&j, 1, 4);
   ASSERT_EQ(list.num_tasks(), 1);
   EXPECT_EQ(list.at(0).parts.first, 0);

@@ -14,10 +14,10 @@
 
 namespace la = lambda_attention;
 using la::index_t;
+using la::row_rotation;
 using la::detail::attention_job;
 using la::detail::key_kind;
 using la::detail::queries_per_chunk;
-using la::detail::row_treatment;
 using la::detail::row_turner;
 using la::detail::row_window;
 using la::detail::task_rows;
@@ -47,29 +47,29 @@ struct sequence {
   la::rope position{dim};
   attention_job<float> job = {};
 
-  explicit sequence(const la::lambda_shape& shape, row_treatment treatment = row_treatment::as_stored) {
+  explicit sequence(const la::lambda_shape& shape, row_rotation wanted = row_rotation::none) {
     const auto store = la::detail::store_of<float>(la::detail::erase(la::token_major(k.data(), tokens, heads, dim)));
     job.q = job.out = la::detail::erase(la::token_major(q.data(), tokens, heads, dim));
     job.num_kv_heads = heads;
     job.first_position = first_position;
     job.plan = {shape, true};
     job.encoding = position.data();
-    for (row_treatment& each : job.rows.treatment) each = treatment;
+    for (row_rotation& each : job.rows.wanted) each = wanted;
     for (auto& keys : job.rows.keys) keys = store;
     job.rows.sink_values = job.rows.window_values = store;
     la::detail::choose_pairs(job, la::detail::pair_kernels_for<float>(highest_of_pairs));
   }
 
   // Row `key` of `head` as a kernel should find it among those of a kind.
-  std::vector<float> right(index_t head, index_t key, row_treatment treatment, key_kind kind) const {
+  std::vector<float> right(index_t head, index_t key, row_rotation wanted, key_kind kind) const {
     const std::size_t first = static_cast<std::size_t>((key * heads + head) * dim);
     std::vector<float> row(k.begin() + static_cast<std::ptrdiff_t>(first),
                            k.begin() + static_cast<std::ptrdiff_t>(first + dim));
-    if (treatment != row_treatment::as_stored) {
+    if (wanted != row_rotation::none) {
       alignas(64) float angles[row_turner<float>::max_angle_count];
       row_turner<float> turner(kernels, job.encoding, dim, angles);
       const std::uint64_t own = first_position + static_cast<std::uint64_t>(key);
-      turner.move_to(treatment == row_treatment::turn_to_own_position ? own : 0);
+      turner.move_to(wanted == row_rotation::to_position ? own : 0);
       const std::vector<float> stored = row;
       turner.turn(stored.data(), row.data());
     }
@@ -138,10 +138,9 @@ void check_all_chunks(const sequence<T>& s, index_t first) {
         const la::index_range seen = s.job.plan.band(kind, first, last).keys;
         for (index_t key = seen.first; key < seen.last; ++key) {
           const bool in_pairs = s.job.in_pairs(kind);
-          ASSERT_EQ(key_numbers(in_pairs, rows.keys(kind), key), s.right(head, key, s.job.rows.treatment[k], kind))
+          ASSERT_EQ(key_numbers(in_pairs, rows.keys(kind), key), s.right(head, key, s.job.rows.wanted[k], kind))
               << "kind " << k << ", head " << head << ", key " << key << ", queries from " << first;
-          ASSERT_EQ(value_numbers(in_pairs, rows.values(kind), key),
-                    s.right(head, key, row_treatment::as_stored, kind));
+          ASSERT_EQ(value_numbers(in_pairs, rows.values(kind), key), s.right(head, key, row_rotation::none, kind));
         }
       }
     }
@@ -154,21 +153,20 @@ TEST(TaskRows, AreThoseThatTheQueriesOfAChunkSee) {
   for (const la::lambda_shape& shape :
        {la::lm_infinite(5, 100), la::lm_infinite(70, 64), la::streaming_llm(5, 33), la::sliding_window(1),
         la::lambda_shape{9, 150, 20}, la::lambda_shape{0, 150, 0}, la::lambda_shape{400, 10, 30}, la::full_causal()}) {
-    for (const row_treatment treatment :
-         {row_treatment::as_stored, row_treatment::turn_to_own_position, row_treatment::turn_to_zero}) {
+    for (const row_rotation wanted : {row_rotation::none, row_rotation::to_position, row_rotation::to_zero}) {
       SCOPED_TRACE(std::to_string(shape.num_sinks) + " sinks, window " + std::to_string(shape.window));
-      check_all_chunks(sequence<float>(shape, treatment), 0);
-      check_all_chunks(sequence<la::half>(shape, treatment), 128);  // a task in the middle copies what came before
-      check_all_chunks(sequence<la::bfloat16>(shape, treatment), 0);
-      check_all_chunks(sequence<la::bfloat16>(shape, treatment), 128);
+      check_all_chunks(sequence<float>(shape, wanted), 0);
+      check_all_chunks(sequence<la::half>(shape, wanted), 128);  // a task in the middle copies what came before
+      check_all_chunks(sequence<la::bfloat16>(shape, wanted), 0);
+      check_all_chunks(sequence<la::bfloat16>(shape, wanted), 128);
     }
   }
 }
 
 // A cache keeps its sinks in float.
 TEST(TaskRows, SinksMayBeFloatsWhereTheWindowIsOfPairs) {
-  for (const row_treatment treatment : {row_treatment::as_stored, row_treatment::turn_to_zero}) {
-    sequence<la::bfloat16> s(la::lm_infinite(5, 100), treatment);
+  for (const row_rotation wanted : {row_rotation::none, row_rotation::to_zero}) {
+    sequence<la::bfloat16> s(la::lm_infinite(5, 100), wanted);
     const std::vector<float> sinks = counting<float>();
     const auto store =
         la::detail::store_of<float>(la::detail::erase(la::token_major(sinks.data(), tokens, heads, dim)));
@@ -224,8 +222,8 @@ TEST(TaskRows, PairsTakeHalfTheRoomOrNone) {
   EXPECT_EQ(la::detail::words_of_keys(true, 20), 10);
   EXPECT_EQ(la::detail::words_of_keys(true, 33), 17);
   const auto store = la::detail::store_of<float>(la::detail::erase(la::head_major(s.k.data(), tokens, heads, dim)));
-  EXPECT_TRUE(la::detail::readable_in_place(store, row_treatment::as_stored, true));
-  EXPECT_FALSE(la::detail::readable_in_place(store, row_treatment::turn_to_zero, true));
+  EXPECT_TRUE(la::detail::readable_in_place(store, row_rotation::none, true));
+  EXPECT_FALSE(la::detail::readable_in_place(store, row_rotation::to_zero, true));
   EXPECT_FALSE(la::detail::values_in_place(true, store));
   s.job.rows.keys[static_cast<int>(key_kind::window_near)] = store;
   EXPECT_FALSE(la::detail::keys_in_place(s.job, key_kind::window_near));  // rows of a step that are not there
@@ -233,7 +231,7 @@ TEST(TaskRows, PairsTakeHalfTheRoomOrNone) {
   EXPECT_TRUE(la::detail::keys_in_place(s.job, key_kind::window_near));
   for (const auto& misfit : {la::detail::erase(la::head_major(s.k.data() + 1, tokens - 1, heads, dim)),
                              la::detail::erase(la::head_major(s.k.data(), tokens, heads, dim - 1))})
-    EXPECT_FALSE(la::detail::readable_in_place(la::detail::store_of<float>(misfit), row_treatment::as_stored, true));
+    EXPECT_FALSE(la::detail::readable_in_place(la::detail::store_of<float>(misfit), row_rotation::none, true));
 }
 
 // A block's columns would else fall into few sets of the cache.

@@ -28,13 +28,18 @@ class error_sum {
 };
 
 template <class A, class B>
-double nmse(const tensor_view<A>& actual, const tensor_view<B>& expected) {
-  error_sum sum;
+void add_errors(const tensor_view<A>& actual, const tensor_view<B>& expected, error_sum& sum) {
   for (index_t t = 0; t < expected.tokens; ++t)
     for (index_t h = 0; h < expected.heads; ++h)
       for (index_t d = 0; d < expected.dim; ++d)
         sum.add(lambda_attention::reference::number(actual.row(t, h)[d]),
                 lambda_attention::reference::number(expected.row(t, h)[d]));
+}
+
+template <class A, class B>
+double nmse(const tensor_view<A>& actual, const tensor_view<B>& expected) {
+  error_sum sum;
+  add_errors(actual, expected, sum);
   return sum.nmse();
 }
 

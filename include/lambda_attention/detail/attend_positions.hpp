@@ -23,13 +23,12 @@ template <class Real>
 class position_driver {
  public:
   position_driver(const kernel_table<Real>& kernels, const attention_job<Real>& job, const task_rows<Real>& rows,
-                  const row_turner<Real>& turner, worker_scratch<Real>& scratch, const partial_results<Real>& partials,
-                  index_t kv_head, index_t first_head, index_t heads)
+                  const query_turner<Real>& turner, worker_scratch<Real>& scratch,
+                  const partial_results<Real>& partials, index_t kv_head, index_t first_head, index_t heads)
       : kernels_(kernels),
         job_(job),
         rows_(rows),
         turner_(turner),
-        far_turner_(kernels, job.encoding, job.head_dim(), scratch.far_angles),
         scratch_(scratch),
         partials_(partials),
         num_parts_(num_parts(job)),
@@ -37,22 +36,20 @@ class position_driver {
         first_head_(first_head),
         heads_(heads),
         padded_dim_(round_up(job.head_dim(), row_multiple)),
-        padded_v_dim_(round_up(job.v_head_dim(), row_multiple)) {
-    far_turner_.move_to(far_query_position(job));
-  }
+        padded_v_dim_(round_up(job.v_head_dim(), row_multiple)) {}
 
   // Some parts of the keys of the queries [first, last), those of a chunk.
   void run(index_t first, index_t last, index_range parts) {
-    for (index_t query = first; query < last; ++query) attend(query, query - first, parts);
+    for (index_t query = first; query < last; ++query) attend(query, parts);
   }
 
  private:
   // A query's keys are numbered through all bands.
-  void attend(index_t query, index_t place, index_range parts) {
+  void attend(index_t query, index_range parts) {
     const key_bands bands = job_.plan.bands(query, query + 1);
     const index_range keys = keys_of(parts, bands);
     score_stride_ = round_up(keys.size(), row_multiple);
-    pack(query, place);
+    pack(query);
     score(query, bands, keys);
     for (index_t part = parts.first; part < parts.last; ++part) {
       const index_range keys_of_part = keys_of({part, part + 1}, bands);
@@ -72,13 +69,13 @@ class position_driver {
   }
 
   // Rows of all heads, turned to the query's own position and to the far one, padded with zeros.
-  void pack(index_t query, index_t place) {
+  void pack(index_t query) {
     for (index_t h = 0; h < heads_; ++h) {
       Real* const own = scratch_.queries[0] + h * padded_dim_;
       Real* const far = scratch_.queries[1] + h * padded_dim_;
       const Real* const row = read_query(kernels_, job_, query - job_.first_query, first_head_ + h, scratch_.row);
-      turner_.turn(row, own, place);
-      far_turner_.turn(row, far);
+      turner_.turn_to_own_position(query, row, own);
+      turner_.turn_to_far_position(query, row, far);
       for (index_t d = 0; d < job_.head_dim(); ++d) {
         own[d] *= job_.scale;
         far[d] *= job_.scale;
@@ -87,13 +84,12 @@ class position_driver {
     }
   }
 
-  // The run of rows that begins with `key`: as stored, or as decoded where the kernels do not know the format.
+  // The run of rows that begins with `key`: as stored, or as they were copied where the kernels cannot read those.
   stored_rows rows_from(key_kind kind, index_t key, index_t most) const {
     const row_store<Real>& keys = job_.rows.keys[static_cast<int>(kind)];
     const row_store<Real>& values = is_sink(kind) ? job_.rows.sink_values : job_.rows.window_values;
     stored_rows run = {};
-    run.format = keys.format;
-    if (keys.format == row_format::custom) {
+    if (!job_.as_stored(kind)) {
       const row_window<Real>& key_window = rows_.keys(kind);
       const row_window<Real>& value_window = rows_.values(kind);
       run.format = native_format<Real>;
@@ -104,13 +100,15 @@ class position_driver {
       run.num_keys = min(most, min(key_window.run_length(key), value_window.run_length(key)));
       return run;
     }
-    run.keys = keys.row(kv_head_, key);
-    run.values = values.row(kv_head_, key);
-    run.key_row_bytes = keys.row_bytes;
-    run.value_row_bytes = values.row_bytes;
-    run.num_keys = min(most, min(keys.run_length(key), values.run_length(key)));
-    run.key_scales = keys.scale(kv_head_, key);
-    run.value_scales = values.scale(kv_head_, key);
+    const row_run key_rows = keys.run_from(kv_head_, key), value_rows = values.run_from(kv_head_, key);
+    run.format = keys.format;
+    run.keys = key_rows.first_row;
+    run.values = value_rows.first_row;
+    run.key_row_bytes = key_rows.row_bytes;
+    run.value_row_bytes = value_rows.row_bytes;
+    run.num_keys = min(most, min(key_rows.num_rows, value_rows.num_rows));
+    run.key_scales = key_rows.scales;
+    run.value_scales = value_rows.scales;
     return run;
   }
 
@@ -187,8 +185,7 @@ class position_driver {
   const kernel_table<Real>& kernels_;
   const attention_job<Real>& job_;
   const task_rows<Real>& rows_;
-  const row_turner<Real>& turner_;  // at the positions of the chunk
-  row_turner<Real> far_turner_;
+  const query_turner<Real>& turner_;
   worker_scratch<Real>& scratch_;
   const partial_results<Real>& partials_;
   index_t num_parts_;

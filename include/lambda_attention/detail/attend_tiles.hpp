@@ -21,16 +21,14 @@ template <class Real>
 class tile_driver {
  public:
   tile_driver(const kernel_table<Real>& kernels, const attention_job<Real>& job, const task_rows<Real>& rows,
-              const row_turner<Real>& turner, worker_scratch<Real>& scratch, index_t first_head, int tile_heads)
+              const query_turner<Real>& turner, worker_scratch<Real>& scratch, index_t first_head, int tile_heads)
       : kernels_(kernels),
         job_(job),
         rows_(rows),
         turner_(turner),
-        far_turner_(kernels, job.encoding, job.head_dim(), scratch.far_angles),
         scratch_(scratch),
         first_head_(first_head),
         heads_(tile_heads) {
-    far_turner_.move_to(far_query_position(job));
     tile_.head_dim = job.head_dim();
     tile_.v_head_dim = job.v_head_dim();
     tile_.width = kernels.lanes * kernels.tile_vectors;
@@ -52,7 +50,6 @@ class tile_driver {
 
   // Queries with the indices [first, last), those of a chunk.
   void run(index_t first, index_t last) {
-    first_of_chunk_ = first;
     const index_t span = kernels_.tile_vectors / heads_ * kernels_.lanes;
     while (first < last) {
       const index_t end = job_.plan.tile_end(first, min(first + span, last));
@@ -123,9 +120,9 @@ class tile_driver {
     const index_t token = query - job_.first_query;
     const Real* const row = read_query(kernels_, job_, token, first_head_ + head, scratch_.row);
     if (meets_far_queries(kind)) {
-      far_turner_.turn(row, turned);
+      turner_.turn_to_far_position(query, row, turned);
     } else {
-      turner_.turn(row, turned, query - first_of_chunk_);
+      turner_.turn_to_own_position(query, row, turned);
     }
   }
 
@@ -178,12 +175,10 @@ class tile_driver {
   const kernel_table<Real>& kernels_;
   const attention_job<Real>& job_;
   const task_rows<Real>& rows_;
-  const row_turner<Real>& turner_;  // at the positions of the chunk
-  row_turner<Real> far_turner_;
+  const query_turner<Real>& turner_;
   worker_scratch<Real>& scratch_;
   index_t first_head_;
   int heads_;
-  index_t first_of_chunk_ = 0;
   tile_state<Real> tile_;
 };
 

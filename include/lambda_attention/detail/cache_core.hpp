@@ -246,10 +246,11 @@ class cache_core {
     rows.keys[static_cast<int>(key_kind::sinks_far)] = store_of_ring(has_far_sinks() ? sinks_far_ : sinks_near_);
     rows.keys[static_cast<int>(key_kind::window_near)] = store_of_ring(window_near_);
     rows.keys[static_cast<int>(key_kind::window_far)] = store_of_ring(has_far_window() ? window_far_ : window_near_);
-    for (row_treatment& treatment : rows.treatment) treatment = row_treatment::as_stored;
+    for (row_rotation& wanted : rows.wanted) wanted = row_rotation::none;  // rings hold what is wanted of them
     rows.sink_values = store_of_ring(sink_values_);
     rows.window_values = store_of_ring(window_values_);
-    rows.as_stored_by_a_cache = true;
+    rows.sinks_as_stored = sink_values_.format() != row_format::custom;
+    rows.window_as_stored = format() != row_format::custom;
     return rows;
   }
 

@@ -163,10 +163,27 @@ void choose_pairs(attention_job<Real>& job, const pair_kernels<Real>* pairs) {
   };
   if (pairs != nullptr && (job.head_dim() % pairs->dims_per_step != 0 || job.v_head_dim() % pairs->dims_per_step != 0))
     pairs = nullptr;
+  // What is copied for single positions is copied as numbers.
+  const auto multiplied = [&](key_kind near) { return !job.by_position() || job.as_stored(near); };
   job.pairs = pairs;
-  job.sinks_in_pairs = pairs != nullptr && bfloat16s(key_kind::sinks_near, key_kind::sinks_far, job.rows.sink_values);
-  job.window_in_pairs =
-      pairs != nullptr && bfloat16s(key_kind::window_near, key_kind::window_far, job.rows.window_values);
+  job.sinks_in_pairs = pairs != nullptr && multiplied(key_kind::sinks_near) &&
+                       bfloat16s(key_kind::sinks_near, key_kind::sinks_far, job.rows.sink_values);
+  job.window_in_pairs = pairs != nullptr && multiplied(key_kind::window_near) &&
+                        bfloat16s(key_kind::window_near, key_kind::window_far, job.rows.window_values);
+}
+
+// What of keys the kernels meet: rows turned to their own position, or, where they count as farther than they are, to zero.
+template <class Real>
+void choose_rotations(attention_job<Real>& job) {
+  const position_data& encoding = job.encoding;
+  const bool turns_at_zero = encoding.function.self != nullptr || encoding.rotation.factor != 1;
+  const row_rotation near = encoding.rotates() ? row_rotation::to_position : row_rotation::none;
+  const row_rotation at_zero = encoding.rotates() && turns_at_zero ? row_rotation::to_zero : row_rotation::none;
+  row_rotation* const wanted = job.rows.wanted;
+  wanted[static_cast<int>(key_kind::sinks_near)] = near;
+  wanted[static_cast<int>(key_kind::window_near)] = near;
+  wanted[static_cast<int>(key_kind::window_far)] = at_zero;
+  wanted[static_cast<int>(key_kind::sinks_far)] = job.plan.slots() ? near : at_zero;
 }
 
 // A whole sequence: rows are turned as they are read.
@@ -191,14 +208,7 @@ attention_job<Real> checked_sequence_job(const tensor& q, const tensor& k, const
   job.plan = {shape, encoding.rotates() || encoding.has_bias()};
   job.encoding = encoding;
   for (row_store<Real>& keys : job.rows.keys) keys = store_of<Real>(k);
-  const row_treatment near = encoding.rotates() ? row_treatment::turn_to_own_position : row_treatment::as_stored;
-  const bool turns_at_zero = encoding.function.self != nullptr || encoding.rotation.factor != 1;
-  const row_treatment at_zero = turns_at_zero ? row_treatment::turn_to_zero : row_treatment::as_stored;
-  row_treatment* const treatment = job.rows.treatment;
-  treatment[static_cast<int>(key_kind::sinks_near)] = near;
-  treatment[static_cast<int>(key_kind::window_near)] = near;
-  treatment[static_cast<int>(key_kind::window_far)] = at_zero;
-  treatment[static_cast<int>(key_kind::sinks_far)] = job.plan.slots() ? near : at_zero;
+  choose_rotations(job);
   job.rows.sink_values = job.rows.window_values = store_of<Real>(v);
   choose_pairs(job, pairs == nullptr ? nullptr : pairs(options.isa));
   return job;

@@ -18,10 +18,12 @@ namespace detail {
 template <class Real>
 struct key_value_rows {
   row_store<Real> keys[num_key_kinds];
-  row_treatment treatment[num_key_kinds];
+  row_rotation wanted[num_key_kinds];
   row_store<Real> sink_values;
   row_store<Real> window_values;
-  bool as_stored_by_a_cache;
+  // Whether the kernels for single positions can read keys and values where they lie.
+  bool sinks_as_stored;
+  bool window_as_stored;
 };
 
 // Query heads of one KV head that are read off its rows together.
@@ -37,11 +39,12 @@ struct attention_job {
   std::uint64_t first_position;
   plan_shape plan;
   position_data encoding;
+  row_rotation query_rotation;  // none or to_position
   key_value_rows<Real> rows;
   const float* sink_logits;
   Real scale;                                  // of scores, log2(e) included
   Real soft_cap;                               // log2(e) included
-  const position_kernels<Real>* one_position;  // of streams
+  const position_kernels<Real>* one_position;  // null where queries are taken in tiles only
   const pair_kernels<Real>* pairs;             // null where none are taken
   // Whether keys and values are taken as pairs of bfloat16s, and queries and weights rounded to them.
   bool sinks_in_pairs;
@@ -60,11 +63,13 @@ struct attention_job {
   bool any_in_pairs() const { return sinks_in_pairs || window_in_pairs; }
 
   // Queries at so few positions are better read off the rows one position at a time than in tiles that stay empty.
-  bool by_position() const { return rows.as_stored_by_a_cache && q.tokens <= most_by_position; }
+  bool by_position() const { return one_position != nullptr && q.tokens <= most_by_position; }
   static constexpr index_t most_by_position = 4;
 
-  // Whether the kernels then read the rows as they are stored, with nothing copied.
-  bool as_stored() const { return by_position() && rows.window_values.format != row_format::custom; }
+  // Whether the kernels then read the rows where they lie, with nothing copied.
+  bool as_stored(key_kind kind) const {
+    return by_position() && (is_sink(kind) ? rows.sinks_as_stored : rows.window_as_stored);
+  }
 };
 
 // The distance at which the bias of position 0 of a tile and key `key` is taken, and how it changes along lanes and keys.

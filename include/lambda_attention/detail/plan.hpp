@@ -112,6 +112,7 @@ inline index_range sinks_seen(const plan_shape& plan, index_t last) {
   return common(plan.shape.sink_keys(last - 1), plan.part);
 }
 inline index_range window_seen(const plan_shape& plan, index_t first, index_t last) {
+  if (plan.shape.window == 0) return {0, 0};
   return common({plan.shape.window_keys(first).first, last}, plan.part);
 }
 

@@ -5,8 +5,10 @@
 #include <lambda_attention/detail/job.hpp>
 #include <lambda_attention/detail/kernels.hpp>
 #include <lambda_attention/detail/row_turner.hpp>
+#include <lambda_attention/detail/scratch.hpp>
 
 #include <cstdint>
+#include <cstring>
 
 namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
@@ -63,6 +65,52 @@ const Real* read_query(const kernel_table<Real>& kernels, const attention_job<Re
   read_tensor_row(kernels, job.q, token, head, row);
   return row;
 }
+
+// Turns the queries of a chunk: to their own positions, and to where they meet keys that count as farther than they are. What
+// has been turned to its own position already is turned on from there, or back.
+template <class Real>
+class query_turner {
+ public:
+  query_turner(const kernel_table<Real>& kernels, const attention_job<Real>& job, row_turner<Real>& own,
+               Real* far_angles)
+      : job_(job), own_(own), far_(kernels, job.encoding, job.head_dim(), far_angles) {}
+
+  static index_t far_angle_count(const attention_job<Real>& job) {
+    return row_turner<Real>::angle_count(job.encoding) * (turned(job) ? queries_per_chunk : 1);
+  }
+
+  void begin_chunk(index_t first, index_t last) {
+    first_ = first;
+    last_ = last;
+    if (turned(job_)) {
+      far_.move_on_by(far_query_position(job_) - position_of(last - 1), last - first);
+    } else {
+      own_.move_to(position_of(first), last - first);
+      far_.move_to(far_query_position(job_));
+    }
+  }
+
+  void turn_to_own_position(index_t query, const Real* row, Real* result) const {
+    if (turned(job_)) {
+      std::memcpy(result, row, static_cast<std::size_t>(job_.head_dim()) * sizeof(Real));
+    } else {
+      own_.turn(row, result, query - first_);
+    }
+  }
+  void turn_to_far_position(index_t query, const Real* row, Real* result) const {
+    far_.turn(row, result, turned(job_) ? last_ - 1 - query : 0);
+  }
+
+ private:
+  static bool turned(const attention_job<Real>& job) { return job.query_rotation != row_rotation::none; }
+  std::uint64_t position_of(index_t query) const { return job_.first_position + static_cast<std::uint64_t>(query); }
+
+  const attention_job<Real>& job_;
+  row_turner<Real>& own_;  // which may have been elsewhere between chunks
+  row_turner<Real> far_;
+  index_t first_ = 0;
+  index_t last_ = 0;
+};
 
 // A row of lse: one number.
 inline void write_number(const tensor& lse, index_t token, index_t head, double number) {

@@ -1,10 +1,11 @@
-// Rows of keys or values as they lie in memory: a caller's tensor, or a ring of a cache.
+// Rows of keys or values as they lie in memory: a caller's tensor, a list of them, or a ring of a cache.
 #pragma once
 
 #include <lambda_attention/config.hpp>
 #include <lambda_attention/detail/kernels.hpp>
 #include <lambda_attention/detail/tensor.hpp>
 #include <lambda_attention/lambda_shape.hpp>
+#include <lambda_attention/position.hpp>
 #include <lambda_attention/storage.hpp>
 
 #include <cstdint>
@@ -17,8 +18,26 @@ namespace detail {
 template <class Real>
 inline constexpr row_format native_format = sizeof(Real) == sizeof(double) ? row_format::f64 : row_format::f32;
 
+// Rows of one head that lie one after the other.
+struct row_run {
+  const unsigned char* first_row;
+  const float* scales;  // null in formats that have none
+  index_t row_bytes;
+  index_t num_rows;
+  row_rotation rotation;
+};
+
+// The rows of the keys [keys.first, keys.last) in a caller's memory. Tables of them are in the order of keys.
+struct placed_run {
+  index_range keys;
+  const unsigned char* data;
+  index_t row_bytes;
+  index_t head_bytes;
+  row_rotation rotation;
+};
+
 // The row of key j of KV head h lies at data + h * head_bytes + (j % capacity) * row_bytes; its scale, of heads as far apart,
-// is (j % capacity) floats on.
+// is (j % capacity) floats on. Or it lies where a table of runs says.
 template <class Real>
 struct row_store {
   using decode_function = void (*)(const void* stored, float scale, index_t dim, Real* row);
@@ -30,6 +49,9 @@ struct row_store {
   index_t head_bytes = 0;
   index_t capacity = 1;
   index_t dim = 0;
+  row_rotation rotation = row_rotation::none;
+  const placed_run* runs = nullptr;
+  index_t num_runs = 0;
   read_elements_function read_elements = nullptr;  // custom elements of a tensor
   decode_function decode = nullptr;                // custom rows of a cache
 
@@ -44,8 +66,16 @@ struct row_store {
   // Keys from this one on whose rows and scales lie one after the other.
   index_t run_length(index_t key) const { return capacity - key % capacity; }
 
+  // The rows of a head from that of `key` on, wherever they are. A table must hold it.
+  row_run run_from(index_t head, index_t key) const {
+    if (num_runs == 0) return {row(head, key), scale(head, key), row_bytes, run_length(key), rotation};
+    const placed_run& run = run_of(key);
+    return {run.data + head * run.head_bytes + (key - run.keys.first) * run.row_bytes, nullptr, run.row_bytes,
+            run.keys.last - key, run.rotation};
+  }
+
   // At most so many bytes of a row are read.
-  index_t bytes_read() const { return min(row_bytes, dim * static_cast<index_t>(sizeof(Real))); }
+  index_t bytes_read(const row_run& run) const { return min(run.row_bytes, dim * static_cast<index_t>(sizeof(Real))); }
 
   // The numbers of a row and its scale, 1 in formats that have none.
   void read(const kernel_table<Real>& kernels, const unsigned char* source, float scale, Real* numbers) const {
@@ -72,6 +102,18 @@ struct row_store {
     float row[max_head_dim];
     read(source, count, row);
     for (index_t i = 0; i < count; ++i) row_out[i] = static_cast<double>(row[i]);
+  }
+
+ private:
+  // The last that does not begin after the key.
+  const placed_run& run_of(index_t key) const {
+    index_t first = 0;
+    for (index_t count = num_runs; count > 1;) {
+      const index_t half = count / 2;
+      if (runs[first + half].keys.first <= key) first += half;
+      count -= half;
+    }
+    return runs[first];
   }
 };
 
@@ -104,18 +146,30 @@ struct row_window {
   index_t run_length(index_t key) const { return capacity - key % capacity; }
 };
 
+// What makes of a key's row the one that is wanted. Rows that have been through a rotation have its factor; they are turned
+// on, or back, without it.
 enum class row_treatment {
   as_stored,
   turn_to_own_position,
   turn_to_zero,
+  turn_on_to_own_position,
+  turn_back_to_zero,
 };
+
+constexpr row_treatment treatment_of(row_rotation row, row_rotation wanted) {
+  if (row == wanted) return row_treatment::as_stored;
+  if (wanted == row_rotation::to_position)
+    return row == row_rotation::none ? row_treatment::turn_to_own_position : row_treatment::turn_on_to_own_position;
+  return row == row_rotation::none ? row_treatment::turn_to_zero : row_treatment::turn_back_to_zero;
+}
 
 // Whether rows can be read where they lie, as numbers or as the pairs that they hold. Rows of one head that lie far apart
 // are better copied: a page and a cache set for each of them cost more than the copy.
 template <class Real>
-bool readable_in_place(const row_store<Real>& store, row_treatment treatment, bool in_pairs = false) {
+bool readable_in_place(const row_store<Real>& store, row_rotation wanted, bool in_pairs = false) {
   const index_t element = in_pairs ? 2 : static_cast<index_t>(sizeof(Real));
-  if (treatment != row_treatment::as_stored || store.row_bytes >= (store.dim + row_multiple) * element) return false;
+  if (store.num_runs > 0 || store.rotation != wanted || store.row_bytes >= (store.dim + row_multiple) * element)
+    return false;
   if (!in_pairs) return store.format == native_format<Real>;
   constexpr index_t word = 4;
   return store.dim % 2 == 0 && store.row_bytes % word == 0 && store.head_bytes % word == 0 &&

@@ -26,12 +26,10 @@ class row_turner {
       : kernels_(kernels), encoding_(encoding), dim_(dim), angles_(angles) {}
 
   // The rows that follow are turned to these positions.
-  void move_to(std::uint64_t first, index_t count = 1) {
-    if (count == count_ && first == first_) return;
-    first_ = first;
-    count_ = count;
-    if (encoding_.rotation.num_pairs > 0) kernels_.cos_sin(encoding_.rotation, first, count, angles_);
-  }
+  void move_to(std::uint64_t first, index_t count = 1) { move(first, count, encoding_.rotation.factor); }
+  // The rows that follow have been through the rotation, factor and all, and are turned on by so many positions; modulo 2^64,
+  // so that -1 is one back. Not for encodings that turn rows by a function.
+  void move_on_by(std::uint64_t first, index_t count = 1) { move(first, count, 1); }
 
   // turned = R(position) row, for position i of those. The two may not overlap.
   void turn(const Real* row, Real* turned, index_t i = 0) const {
@@ -50,12 +48,23 @@ class row_turner {
   }
 
  private:
+  void move(std::uint64_t first, index_t count, double factor) {
+    if (count == count_ && first == first_ && factor == factor_) return;
+    first_ = first;
+    count_ = count;
+    factor_ = factor;
+    rotation_data rotation = encoding_.rotation;
+    rotation.factor = factor;
+    if (rotation.num_pairs > 0) kernels_.cos_sin(rotation, first, count, angles_);
+  }
+
   const kernel_table<Real>& kernels_;
   position_data encoding_;
   index_t dim_;
   Real* angles_;
   std::uint64_t first_ = 0;
   index_t count_ = 0;
+  double factor_ = 1;
 };
 
 }  // namespace detail

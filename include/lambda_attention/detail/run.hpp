@@ -35,7 +35,7 @@ struct task {
 // part joins them all.
 template <class Real>
 void attend_parts(const kernel_table<Real>& kernels, const attention_job<Real>& job, const task_rows<Real>& rows,
-                  const row_turner<Real>& turner, worker_scratch<Real>& scratch, partial_results<Real>& partials,
+                  const query_turner<Real>& turner, worker_scratch<Real>& scratch, partial_results<Real>& partials,
                   index_t kv_head, index_t first, index_t last, index_range parts) {
   const index_t first_head = kv_head * job.group();
   for (index_t done = 0; done < job.group(); done += most_heads_by_position)
@@ -48,7 +48,7 @@ void attend_parts(const kernel_table<Real>& kernels, const attention_job<Real>& 
 // The same in tiles.
 template <class Real>
 void attend_chunk(const kernel_table<Real>& kernels, const attention_job<Real>& job, const task_rows<Real>& rows,
-                  const row_turner<Real>& turner, worker_scratch<Real>& scratch, index_t kv_head, index_t first,
+                  const query_turner<Real>& turner, worker_scratch<Real>& scratch, index_t kv_head, index_t first,
                   index_t last) {
   const index_t first_head = kv_head * job.group();
   for (index_t done = 0; done < job.group();) {
@@ -62,15 +62,16 @@ template <class Real>
 void run_task(const kernel_table<Real>& kernels, const task<Real>& t, worker_scratch<Real>& scratch,
               partial_results<Real>& partials) noexcept {
   const attention_job<Real>& job = *t.job;
-  row_turner<Real> turner(kernels, job.encoding, job.head_dim(), scratch.angles);
+  row_turner<Real> own(kernels, job.encoding, job.head_dim(), scratch.angles);
+  query_turner<Real> turner(kernels, job, own, scratch.far_angles);
   index_t before = t.first_query;
   for (index_t first = t.first_query, last = first; first < t.last_query; before = first, first = last) {
     last = min(first + queries_per_chunk, t.last_query);
     for (index_t place = 0; place < t.num_kv_heads; ++place) {
       const index_t kv_head = t.first_kv_head + place;
-      task_rows<Real> rows(kernels, job, kv_head, place, turner, scratch);
-      if (!job.as_stored()) rows.advance(before, first, last);
-      turner.move_to(job.first_position + static_cast<std::uint64_t>(first), last - first);
+      task_rows<Real> rows(kernels, job, kv_head, place, own, scratch);
+      rows.advance(before, first, last);
+      turner.begin_chunk(first, last);
       if (job.by_position()) {
         attend_parts(kernels, job, rows, turner, scratch, partials, kv_head, first, last, t.parts);
       } else {
@@ -152,7 +153,7 @@ class job_list {
   }
   static index_t parts_of(const attention_job<Real>& job) { return job.by_position() ? num_parts(job) : 1; }
   index_t parts_per_task(const attention_job<Real>& job) const {
-    return job.as_stored() ? divide_up(parts_of(job), tasks_that_share_keys_) : parts_of(job);
+    return job.as_stored(key_kind::window_near) ? divide_up(parts_of(job), tasks_that_share_keys_) : parts_of(job);
   }
   index_t num_tasks(const attention_job<Real>& job) const {
     return divide_up(job.q.tokens, queries_per_task(job)) * divide_up(parts_of(job), parts_per_task(job)) *

@@ -33,7 +33,8 @@ inline constexpr index_t queries_per_chunk = 64;
 
 // What one worker needs to hold, over all jobs of a call, and what the workers at a KV head's parts need together.
 struct scratch_sizes {
-  index_t angles = 0;  // of one position
+  index_t angles = 0;      // of one position
+  index_t far_angles = 0;  // of all positions that far queries are turned to
   index_t head_dim = 0;
   index_t v_head_dim = 0;
   index_t pair_words = 0;  // of a query
@@ -47,8 +48,8 @@ struct scratch_sizes {
 
 template <class Real>
 struct worker_scratch {
-  Real* angles;       // of the positions of a chunk
-  Real* far_angles;   // of the far query position
+  Real* angles;  // of the positions of a chunk
+  Real* far_angles;
   Real* zero_angles;  // of position 0
   Real* row;
   Real* rows;   // of one column of a tile, one head
@@ -66,7 +67,7 @@ struct worker_scratch {
 
   worker_scratch(scratch_arena& arena, const scratch_sizes& sizes) {
     angles = arena.take<Real>(sizes.angles * queries_per_chunk);
-    far_angles = arena.take<Real>(sizes.angles);
+    far_angles = arena.take<Real>(sizes.far_angles);
     zero_angles = arena.take<Real>(sizes.angles);
     row = arena.take<Real>(max_head_dim);
     rows = arena.take<Real>(max(sizes.head_dim, sizes.v_head_dim) * sizes.width);

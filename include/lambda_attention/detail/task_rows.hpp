@@ -6,6 +6,7 @@
 #include <lambda_attention/detail/kernels.hpp>
 #include <lambda_attention/detail/key_parts.hpp>
 #include <lambda_attention/detail/plan.hpp>
+#include <lambda_attention/detail/query_rows.hpp>
 #include <lambda_attention/detail/row_store.hpp>
 #include <lambda_attention/detail/row_turner.hpp>
 #include <lambda_attention/detail/scratch.hpp>
@@ -60,16 +61,17 @@ template <class Real>
 bool keys_in_place(const attention_job<Real>& job, key_kind kind) {
   const bool in_pairs = job.in_pairs(kind);
   return job.keys_per_step(kind) <= 2 &&
-         readable_in_place(job.rows.keys[static_cast<int>(kind)], job.rows.treatment[static_cast<int>(kind)], in_pairs);
+         readable_in_place(job.rows.keys[static_cast<int>(kind)], job.rows.wanted[static_cast<int>(kind)], in_pairs);
 }
 // Values of pairs are woven into one another, and so copied.
 template <class Real>
 bool values_in_place(bool in_pairs, const row_store<Real>& values) {
-  return !in_pairs && readable_in_place(values, row_treatment::as_stored);
+  return !in_pairs && readable_in_place(values, row_rotation::none);
 }
 
 // The rows of one KV head that the queries of a chunk see, read where they lie if a kernel can, or else copied to rings in
-// scratch as the queries advance, so that each is turned, widened or gathered once:
+// scratch as the queries advance, so that each is turned, widened or gathered once; none, where the job's rows are taken as
+// they are stored:
 //
 //     keys    ... forgotten | held since earlier chunks | copied for this chunk | ...
 template <class Real>
@@ -87,10 +89,12 @@ class task_rows {
         turned_(scratch.rows) {
     const key_value_rows<Real>& rows = job.rows;
     for (int k = 0; k < num_key_kinds; ++k) keys_[k] = keys_on(static_cast<key_kind>(k), scratch.keys[k], place);
-    sink_values_ =
-        values_on(rows.sink_values, job.sinks_in_pairs, scratch.sink_values, place, sink_value_ring_rows(job));
-    window_values_ =
-        values_on(rows.window_values, job.window_in_pairs, scratch.window_values, place, window_value_ring_rows(job));
+    if (!job.as_stored(key_kind::sinks_near))
+      sink_values_ =
+          values_on(rows.sink_values, job.sinks_in_pairs, scratch.sink_values, place, sink_value_ring_rows(job));
+    if (!job.as_stored(key_kind::window_near))
+      window_values_ =
+          values_on(rows.window_values, job.window_in_pairs, scratch.window_values, place, window_value_ring_rows(job));
   }
 
   // Makes what the queries [first, last) see readable, where what [before, first) see, if there are any, is.
@@ -113,6 +117,7 @@ class task_rows {
   row_window<Real> keys_on(key_kind kind, Real* rings, index_t place) const {
     const row_store<Real>& store = job_.rows.keys[static_cast<int>(kind)];
     const bool in_pairs = job_.in_pairs(kind);
+    if (job_.as_stored(kind)) return {};
     if (keys_in_place(job_, kind)) return window_in_place(store);
     const index_t num_rows = key_ring_rows(job_, kind);
     const index_t stride = ring_stride<Real>(words_of_keys(in_pairs, store.dim));
@@ -131,22 +136,23 @@ class task_rows {
     return {rows, nullptr, store.row_bytes / static_cast<index_t>(sizeof(Real)), store.capacity, false};
   }
 
-  // Copies the keys of `seen` that are not held, a chunk at a time; the last chunk is that of the queries, which are turned
-  // by the same angles.
+  // Copies the keys of `seen` that are not held, a chunk of a run at a time; the last chunk is that of the queries, which are
+  // turned by the same angles.
   void extend_keys(key_kind kind, index_range held, index_range seen, index_t first_query) {
     const row_window<Real>& window = keys(kind);
     const row_store<Real>& store = job_.rows.keys[static_cast<int>(kind)];
-    const row_treatment treatment = job_.rows.treatment[static_cast<int>(kind)];
+    const row_rotation wanted = job_.rows.wanted[static_cast<int>(kind)];
     if (window.ring == nullptr) return;
     for (index_t key = max(held.last, seen.first); key < seen.last;) {
-      const index_t end = min(seen.last, key < first_query ? min(first_query, key + queries_per_chunk) : seen.last);
-      if (treatment == row_treatment::turn_to_own_position)
-        turner_.move_to(job_.first_position + static_cast<std::uint64_t>(key), end - key);
-      if (treatment == row_treatment::turn_to_zero) zero_turner_.move_to(0);
-      const index_t first = key;
+      const row_run run = store.run_from(kv_head_, key);
+      const index_t end_of_run = saturating_add(key, run.num_rows);
+      const index_t end_of_chunk = key < first_query ? min(first_query, key + queries_per_chunk) : seen.last;
+      const index_t first = key, end = min(seen.last, min(end_of_run, end_of_chunk));
+      const row_treatment treatment = treatment_of(run.rotation, wanted);
+      prepare(treatment, first, end - first);
       for_each_row(window, store, key, end, [&](index_t j, const unsigned char* source, float scale, Real* copy) {
         Real* const turned = job_.in_pairs(kind) ? turned_ : copy;
-        turn_key(store, treatment, source, scale, j - first, turned);
+        turn_key(store, treatment, source, scale, place_of(treatment, j - first, end - first), turned);
         if (job_.in_pairs(kind)) {
           if (store.dim % 2 != 0) turned[store.dim] = 0;
           job_.pairs->write_keys(turned, store.dim, copy);
@@ -156,6 +162,20 @@ class task_rows {
       });
       key = end;
     }
+  }
+
+  // The angles for `count` keys from `first` on.
+  void prepare(row_treatment treatment, index_t first, index_t count) {
+    const std::uint64_t position = job_.first_position + static_cast<std::uint64_t>(first);
+    if (treatment == row_treatment::turn_to_own_position) turner_.move_to(position, count);
+    if (treatment == row_treatment::turn_on_to_own_position) turner_.move_on_by(position, count);
+    if (treatment == row_treatment::turn_back_to_zero)
+      turner_.move_on_by(1 - position - static_cast<std::uint64_t>(count), count);
+    if (treatment == row_treatment::turn_to_zero) zero_turner_.move_to(0);
+  }
+  // The turner's position for key `i` of those: it counts upwards, and back is less the later the key.
+  static index_t place_of(row_treatment treatment, index_t i, index_t count) {
+    return treatment == row_treatment::turn_back_to_zero ? count - 1 - i : i;
   }
 
   // A key's row, turned to position `position` of the turner if that is its treatment.
@@ -193,13 +213,14 @@ class task_rows {
   void for_each_row(const row_window<Real>& window, const row_store<Real>& store, index_t first, index_t last,
                     Visit&& visit) {
     while (first < last) {
-      const index_t count = min(last - first, min(store.run_length(first), window.run_length(first)));
+      const row_run run = store.run_from(kv_head_, first);
+      const index_t count = min(last - first, min(run.num_rows, window.run_length(first)));
       const index_t place = first % window.capacity;
-      const unsigned char* source = store.row(kv_head_, first);
-      const float* const scales = store.scale(kv_head_, first);
-      for (index_t i = 0; i < count; ++i, source += store.row_bytes) {
-        if (i + rows_ahead < count) prefetch_row(source + rows_ahead * store.row_bytes, store.bytes_read());
-        visit(first + i, source, scales == nullptr ? 1.0f : scales[i], window.ring + window.offset_at(place + i));
+      const unsigned char* source = run.first_row;
+      for (index_t i = 0; i < count; ++i, source += run.row_bytes) {
+        if (i + rows_ahead < count) prefetch_row(source + rows_ahead * run.row_bytes, store.bytes_read(run));
+        visit(first + i, source, run.scales == nullptr ? 1.0f : run.scales[i],
+              window.ring + window.offset_at(place + i));
       }
       first += count;
     }
@@ -225,24 +246,25 @@ scratch_sizes row_sizes(const attention_job<Real>& job) {
   scratch_sizes sizes;
   for (int k = 0; k < num_key_kinds; ++k) {
     const key_kind kind = static_cast<key_kind>(k);
-    if (!keys_in_place(job, kind))
+    if (!job.as_stored(kind) && !keys_in_place(job, kind))
       sizes.key_elements[k] =
           key_ring_rows(job, kind) * ring_stride<Real>(words_of_keys(job.in_pairs(kind), job.head_dim()));
   }
-  if (!values_in_place(job.sinks_in_pairs, rows.sink_values))
+  if (!job.as_stored(key_kind::sinks_near) && !values_in_place(job.sinks_in_pairs, rows.sink_values))
     sizes.sink_value_elements = sink_value_ring_rows(job) * value_stride;
-  if (!values_in_place(job.window_in_pairs, rows.window_values))
+  if (!job.as_stored(key_kind::window_near) && !values_in_place(job.window_in_pairs, rows.window_values))
     sizes.window_value_elements = window_value_ring_rows(job) * value_stride;
   return sizes;
 }
 
 // KV heads that a task takes through its chunks together. Where the rows of a token's heads share a page of memory, a page
 // is then looked up once for all of them, not once for each; a lookup costs about what four queries' copies do. Their rings
-// should stay in a core's share of the cache. A kv_cache keeps the rows of a head together.
+// should stay in a core's share of the cache. A kv_cache keeps the rows of a head together, and heads that are taken one
+// position at a time have their partial results each.
 template <class Real>
 index_t heads_per_task(const attention_job<Real>& job) {
   constexpr index_t page = 4096, most_bytes = 6 << 20;
-  if (job.rows.as_stored_by_a_cache || job.rows.keys[static_cast<int>(key_kind::window_near)].head_bytes >= page)
+  if (job.one_position != nullptr || job.rows.keys[static_cast<int>(key_kind::window_near)].head_bytes >= page)
     return 1;
   const scratch_sizes sizes = row_sizes(job);
   index_t elements = sizes.sink_value_elements + sizes.window_value_elements;
@@ -257,18 +279,17 @@ template <class Real>
 void add_sizes(const kernel_table<Real>& kernels, const attention_job<Real>& job, scratch_sizes& sizes) {
   if (job.q.tokens == 0) return;
   sizes.angles = max(sizes.angles, row_turner<Real>::angle_count(job.encoding));
+  sizes.far_angles = max(sizes.far_angles, query_turner<Real>::far_angle_count(job));
   sizes.head_dim = max(sizes.head_dim, round_up(job.head_dim(), row_multiple));
   sizes.v_head_dim = max(sizes.v_head_dim, round_up(job.v_head_dim(), row_multiple));
   sizes.width = max(sizes.width, kernels.lanes * kernels.tile_vectors);
   sizes.scores = max(sizes.scores, keys_per_block * sizes.width);
-  if (!job.as_stored()) {
-    const scratch_sizes rows = row_sizes(job);
-    const index_t heads = heads_per_task(job);
-    for (int k = 0; k < num_key_kinds; ++k)
-      sizes.key_elements[k] = max(sizes.key_elements[k], heads * rows.key_elements[k]);
-    sizes.sink_value_elements = max(sizes.sink_value_elements, heads * rows.sink_value_elements);
-    sizes.window_value_elements = max(sizes.window_value_elements, heads * rows.window_value_elements);
-  }
+  const scratch_sizes rows = row_sizes(job);
+  const index_t heads_together = heads_per_task(job);
+  for (int k = 0; k < num_key_kinds; ++k)
+    sizes.key_elements[k] = max(sizes.key_elements[k], heads_together * rows.key_elements[k]);
+  sizes.sink_value_elements = max(sizes.sink_value_elements, heads_together * rows.sink_value_elements);
+  sizes.window_value_elements = max(sizes.window_value_elements, heads_together * rows.window_value_elements);
   if (!job.by_position()) {
     if (job.any_in_pairs())
       sizes.pair_words = max(sizes.pair_words, round_up(words_of_keys(true, job.head_dim()), row_multiple));
