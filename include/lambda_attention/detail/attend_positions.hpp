@@ -84,6 +84,9 @@ class position_driver {
     }
   }
 
+  // Of rows that lie apart, so many are asked for in one go: what they take of L1 is little.
+  static constexpr index_t rows_asked_for = 32;
+
   // The run of rows that begins with `key`: as stored, or as they were copied where the kernels cannot read those.
   stored_rows rows_from(key_kind kind, index_t key, index_t most) const {
     const row_store<Real>& keys = job_.rows.keys[static_cast<int>(kind)];
@@ -107,27 +110,54 @@ class position_driver {
     run.key_row_bytes = key_rows.row_bytes;
     run.value_row_bytes = value_rows.row_bytes;
     run.num_keys = min(most, min(key_rows.num_rows, value_rows.num_rows));
+    run.asked_for = keys.num_runs > 0 && !(keys.is_long(key_rows) && values.is_long(value_rows));
+    if (run.asked_for) run.num_keys = min(run.num_keys, rows_asked_for);
     run.key_scales = key_rows.scales;
     run.value_scales = value_rows.scales;
     return run;
   }
 
-  // Calls visit(kind, key, run, number) for the keys with the numbers given, a run of rows at a time: `key` is the index of
-  // its first, `number` the number.
-  template <class Visit>
-  void for_each_run(const key_bands& bands, index_range keys, Visit&& visit) const {
+  // Rows of consecutive keys of a band, of which the first is `key`, and `number` among the query's.
+  struct row_piece {
+    key_kind kind;
+    index_t key;
+    index_t number;
+    stored_rows rows;
+  };
+
+  // The piece that begins with the key that has this number, up to `end`; none at the end.
+  row_piece piece_at(const key_bands& bands, index_t number, index_t end) const {
     index_t first_of_band = 0;
     for (int b = 0; b < bands.count; ++b) {
       const key_band& band = bands.band[b];
-      const index_t end_of_band = first_of_band + band.keys.size(), end = min(keys.last, end_of_band);
-      for (index_t number = max(keys.first, first_of_band); number < end;) {
+      const index_t end_of_band = first_of_band + band.keys.size();
+      if (number < min(end, end_of_band)) {
         const index_t key = band.keys.first + number - first_of_band;
-        const stored_rows run = rows_from(band.kind, key, end - number);
-        visit(band.kind, key, run, number);
-        number += run.num_keys;
+        return {band.kind, key, number, rows_from(band.kind, key, min(end, end_of_band) - number)};
       }
       first_of_band = end_of_band;
     }
+    return {key_kind::window_near, 0, end, {}};
+  }
+
+  // Calls visit(piece) for the keys with the numbers given, a piece at a time. Rows that lie apart are asked for, by
+  // ask(rows), while those before them are read.
+  template <class Ask, class Visit>
+  void for_each_piece(const key_bands& bands, index_range keys, Ask&& ask, Visit&& visit) const {
+    for (row_piece now = piece_at(bands, keys.first, keys.last); now.number < keys.last;) {
+      const row_piece next = piece_at(bands, now.number + now.rows.num_keys, keys.last);
+      if (next.rows.asked_for) ask(next.rows);
+      visit(now);
+      now = next;
+    }
+  }
+  void ask_for_keys(const stored_rows& rows) const {
+    const index_t bytes = job_.rows.keys[0].dim * job_.rows.keys[0].number_bytes;
+    for (index_t r = 0; r < rows.num_keys; ++r) prefetch_row(rows.keys + r * rows.key_row_bytes, bytes);
+  }
+  void ask_for_values(const stored_rows& rows) const {
+    const index_t bytes = job_.rows.window_values.dim * job_.rows.window_values.number_bytes;
+    for (index_t r = 0; r < rows.num_keys; ++r) prefetch_row(rows.values + r * rows.value_row_bytes, bytes);
   }
 
   // Calls pass(rows, done, head, heads) for a few rows at a time, of which `done` of the run came before, and for every few
@@ -150,16 +180,17 @@ class position_driver {
   }
 
   void score(index_t query, const key_bands& bands, index_range keys) {
-    for_each_run(bands, keys, [&](key_kind kind, index_t key, const stored_rows& run, index_t number) {
-      const Real* const queries = is_far(kind) ? scratch_.queries[1] : scratch_.queries[0];
-      Real* const scores = scratch_.scores + number - keys.first;
-      for_each_pass(run, [&](const stored_rows& rows, index_t rows_done, index_t head, int heads) {
+    const auto ask = [&](const stored_rows& rows) { ask_for_keys(rows); };
+    for_each_piece(bands, keys, ask, [&](const row_piece& now) {
+      const Real* const queries = is_far(now.kind) ? scratch_.queries[1] : scratch_.queries[0];
+      Real* const scores = scratch_.scores + now.number - keys.first;
+      for_each_pass(now.rows, [&](const stored_rows& rows, index_t rows_done, index_t head, int heads) {
         job_.one_position->score_rows(queries + head * padded_dim_, heads, padded_dim_, rows,
                                       scores + head * score_stride_ + rows_done, score_stride_);
       });
-      const bias_distance bias = bias_distance_of(job_.plan, kind, query, key);
+      const bias_distance bias = bias_distance_of(job_.plan, now.kind, query, now.key);
       for (index_t h = 0; h < heads_; ++h)
-        job_.one_position->adjust_scores(scores + h * score_stride_, run.num_keys, job_.soft_cap,
+        job_.one_position->adjust_scores(scores + h * score_stride_, now.rows.num_keys, job_.soft_cap,
                                          slope_of(job_, first_head_ + h), bias_row_of(job_, first_head_ + h),
                                          num_biases_of(job_), bias.distance, bias.key_step);
     });
@@ -174,10 +205,11 @@ class position_driver {
 
     Real* const output = partials_.output(partial, padded_v_dim_);
     for (index_t i = 0; i < heads_ * padded_v_dim_; ++i) output[i] = 0;
-    for_each_run(bands, keys, [&](key_kind, index_t, const stored_rows& run, index_t number) {
-      for_each_pass(run, [&](const stored_rows& rows, index_t rows_done, index_t head, int heads) {
-        job_.one_position->add_values(weights + head * score_stride_ + number - keys.first + rows_done, score_stride_,
-                                      heads, padded_v_dim_, rows, output + head * padded_v_dim_);
+    const auto ask = [&](const stored_rows& rows) { ask_for_values(rows); };
+    for_each_piece(bands, keys, ask, [&](const row_piece& now) {
+      for_each_pass(now.rows, [&](const stored_rows& rows, index_t rows_done, index_t head, int heads) {
+        job_.one_position->add_values(weights + head * score_stride_ + now.number - keys.first + rows_done,
+                                      score_stride_, heads, padded_v_dim_, rows, output + head * padded_v_dim_);
       });
     });
   }

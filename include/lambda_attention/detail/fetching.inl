@@ -19,6 +19,7 @@ LAMBDA_ATTENTION_INLINE void fetch(row_fetcher& rows) {
 LAMBDA_ATTENTION_INLINE row_fetcher fetcher_of_keys(const stored_rows& rows, index_t first, index_t first_byte,
                                                     index_t num_bytes, index_t row_bytes) {
   const unsigned char* const key = rows.keys + first * rows.key_row_bytes;
+  if (rows.asked_for) return {key + first_byte, rows.key_row_bytes};
   if (num_bytes < row_bytes) return {key + first_byte + far_rows, rows.key_row_bytes};
   if (rows.num_passes == 1) return {key + next_rows, rows.key_row_bytes};
   const index_t share = rows.key_row_bytes / rows.num_passes;
@@ -28,6 +29,7 @@ LAMBDA_ATTENTION_INLINE row_fetcher fetcher_of_keys(const stored_rows& rows, ind
 // Of values; no step where there is nothing to ask for.
 LAMBDA_ATTENTION_INLINE row_fetcher fetcher_of_values(const stored_rows& rows, index_t first_byte, index_t num_bytes,
                                                       index_t row_bytes) {
+  if (rows.asked_for) return {rows.values, 0};
   if (rows.num_passes == 1)
     return {rows.values + first_byte + far_rows, num_bytes < row_bytes ? rows.value_row_bytes : 0};
   const index_t share = rows.value_row_bytes / rows.num_passes;

@@ -114,6 +114,7 @@ struct stored_rows {
   index_t num_passes = 1;
   index_t keys_ahead = 0;
   index_t values_ahead = 0;
+  bool asked_for = false;  // these were, and the kernels ask for none
 
   // At most `most` rows from `first` on.
   stored_rows part(index_t first, index_t most) const {

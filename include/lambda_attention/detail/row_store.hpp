@@ -49,6 +49,7 @@ struct row_store {
   index_t head_bytes = 0;
   index_t capacity = 1;
   index_t dim = 0;
+  index_t number_bytes = 0;  // of a caller's tensors
   row_rotation rotation = row_rotation::none;
   const placed_run* runs = nullptr;
   index_t num_runs = 0;
@@ -73,6 +74,9 @@ struct row_store {
     return {run.data + head * run.head_bytes + (key - run.keys.first) * run.row_bytes, nullptr, run.row_bytes,
             run.keys.last - key, run.rotation};
   }
+
+  // Whether a run of a caller's is read as well as a ring of a cache: row after row, and for long enough.
+  bool is_long(const row_run& run) const { return run.row_bytes == dim * number_bytes && run.num_rows >= 128; }
 
   // At most so many bytes of a row are read.
   index_t bytes_read(const row_run& run) const { return min(run.row_bytes, dim * static_cast<index_t>(sizeof(Real))); }
@@ -126,6 +130,7 @@ row_store<Real> store_of(const tensor& t) {
   store.head_bytes = t.head_bytes();
   store.capacity = max(1, t.tokens);
   store.dim = t.dim;
+  store.number_bytes = t.element_size;
   store.read_elements = t.read;
   return store;
 }

@@ -1,0 +1,239 @@
+#include <lambda_attention/key_run.hpp>
+#include <lambda_attention/position/alibi.hpp>
+#include <lambda_attention/position/none.hpp>
+#include <lambda_attention/position/rope.hpp>
+#include <lambda_attention/workspace.hpp>
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "refusal.hpp"
+#include "tensors.hpp"
+
+namespace la = lambda_attention;
+using la::index_t;
+using la::row_rotation;
+
+namespace {
+
+constexpr index_t tokens = 40, heads = 4, kv_heads = 2, dim = 16;
+const la::lambda_shape shape = la::lm_infinite(3, 10);
+
+// An encoding that no table of frequencies describes.
+struct turning : la::position_encoding {
+  la::position_data data() const {
+    la::position_data data;
+    data.function = la::row_function_of(*this);
+    return data;
+  }
+  template <class Real>
+  void turn(std::uint64_t, Real*, index_t) const noexcept {}
+};
+
+// Keys [first, last) of a sequence where they lie.
+template <class Sequence>
+la::key_run<const float, const float> run_of(const Sequence& s, index_t first, index_t last) {
+  const auto k = s.k.view().slice(first, last - first), v = s.v.view().slice(first, last - first);
+  return {first, k, v, row_rotation::none};
+}
+
+}  // namespace
+
+// Pages of a few tokens in any order, in one pool, as paged caches have them: the newest token sees the sinks and its window.
+TEST(KeyRuns, ArePagesOfACache) {
+  const sequence<> s(tokens, heads, kv_heads, dim, dim);
+  constexpr index_t page = 4;
+  std::vector<la::key_run<const float, const float>> pages;
+  for (index_t first = 0; first < tokens; first += page)
+    if (first < shape.num_sinks || first + page > tokens - shape.window)
+      pages.push_back(run_of(s, first, std::min(tokens, first + page)));
+  std::reverse(pages.begin(), pages.end());
+  ASSERT_EQ(pages.size(), 4u);
+
+  dense<float> out(1, heads, dim);
+  const la::rope position(dim);
+  const la::query_run newest{tokens - 1, s.q.view().slice(tokens - 1, 1)};
+  la::attend(newest, pages.data(), static_cast<index_t>(pages.size()), shape, position, out.view());
+  const std::vector<double> all = expected(s, shape, position);
+  EXPECT_LE(nmse(out.elements, std::vector<double>(all.end() - heads * dim, all.end())), 1e-11);
+}
+
+TEST(KeyRuns, MayHoldMoreThanIsSeenAndKeysThatAreYetToCome) {
+  sequence<> s(tokens, heads, kv_heads, dim, dim);
+  const la::rope position(dim);
+  const std::vector<double> all = expected(s, shape, position);
+  constexpr index_t query = 20;
+  for (index_t key = 0; key < tokens; ++key) {
+    if (shape.visible(query, key)) continue;
+    for (index_t h = 0; h < kv_heads; ++h) {
+      s.k.view().row(key, h)[0] = std::numeric_limits<float>::quiet_NaN();
+      s.v.view().row(key, h)[0] = std::numeric_limits<float>::quiet_NaN();
+    }
+  }
+  dense<float> out(1, heads, dim);
+  const auto run = run_of(s, 0, tokens);
+  la::attend(la::query_run{query, s.q.view().slice(query, 1)}, &run, 1, shape, position, out.view());
+  EXPECT_LE(nmse(out.elements,
+                 std::vector<double>(all.begin() + query * heads * dim, all.begin() + (query + 1) * heads * dim)),
+            1e-11);
+}
+
+// What the encoding does not do has not been done, whatever a caller says.
+TEST(KeyRuns, OfAnEncodingThatDoesNotRotateAreNotRotated) {
+  const sequence<> s(tokens, heads, kv_heads, dim, dim);
+  dense<float> out(tokens, heads, dim);
+  auto run = run_of(s, 0, tokens);
+  run.rotation = row_rotation::to_position;
+  la::attend(la::query_run{0, s.q.view(), row_rotation::to_position}, &run, 1, shape, la::alibi(heads), out.view());
+  EXPECT_LE(nmse(out.elements, expected(s, shape, la::alibi(heads))), 1e-11);
+}
+
+TEST(KeyRuns, OfARowFunctionAreTurnedWhenTheyAreNot) {
+  const sequence<> s(tokens, heads, kv_heads, dim, dim);
+  dense<float> out(tokens, heads, dim);
+  const auto run = run_of(s, 0, tokens);
+  la::attend(la::query_run{0, s.q.view()}, &run, 1, shape, turning(), out.view());
+  EXPECT_LE(nmse(out.elements, expected(s, shape, la::none())), 1e-11);
+}
+
+TEST(KeyRuns, TakeNothingFromTheHeapWhereTheWorkspaceIsLargeEnough) {
+  const sequence<> s(tokens, heads, kv_heads, dim, dim);
+  dense<float> out(1, heads, dim);
+  la::workspace scratch;
+  la::attention_options options;
+  options.workspace = &scratch;
+  const auto run = run_of(s, 0, tokens);
+  const auto decode = [&] {
+    la::attend(la::query_run{30, s.q.view().slice(30, 1)}, &run, 1, shape, la::rope(dim), out.view(), options);
+  };
+  decode();
+  const auto* const memory = scratch.data();
+  const index_t bytes = scratch.bytes();
+  decode();
+  EXPECT_EQ(scratch.data(), memory);
+  EXPECT_EQ(scratch.bytes(), bytes);
+}
+
+TEST(KeyRuns, OfNoQueriesNeedNoKeys) {
+  dense<float> none(0, heads, dim), keys(0, kv_heads, dim);
+  const la::key_run run{0, keys.view(), keys.view()};
+  la::attend(la::query_run{7, none.view()}, &run, 1, shape, la::rope(dim), none.view());
+}
+
+TEST(KeyRuns, OfNoKeysGiveZerosWhereNoneIsSeen) {
+  const sequence<> s(1, heads, kv_heads, dim, dim);
+  dense<float> out(1, heads, dim), keys(0, kv_heads, dim);
+  std::fill(out.elements.begin(), out.elements.end(), 5.0f);
+  const la::key_run run{0, keys.view(), keys.view()};
+  la::attend(la::query_run{7, s.q.view()}, &run, 1, la::sliding_window(0), la::rope(dim), out.view());
+  EXPECT_EQ(out.elements, std::vector<float>(heads * dim));
+}
+
+TEST(KeyRuns, Refusals) {
+  sequence<> s(tokens, heads, kv_heads, dim, dim);
+  dense<float> other(tokens, kv_heads, 2 * dim), lse(tokens, heads, 1);
+  const la::rope position(dim);
+  std::fill(s.out.elements.begin(), s.out.elements.end(), 5.0f);
+  struct call {
+    std::vector<la::key_run<const float, const float>> runs;
+    la::query_run<const float> queries;
+    la::tensor_view<float> out;
+    la::attention_options options = {};
+  };
+  const auto refused = [&](auto&& change) {
+    call c = {{run_of(s, 0, 15), run_of(s, 15, tokens)}, {0, s.q.view()}, s.out.view()};
+    change(c);
+    const auto size = static_cast<index_t>(c.runs.size());
+    const std::string message =
+        refusal([&] { la::attend(c.queries, c.runs.data(), size, shape, position, c.out, c.options); });
+    EXPECT_EQ(s.out.elements, std::vector<float>(s.out.elements.size(), 5.0f)) << message;
+    return message;
+  };
+  EXPECT_EQ(refused([](call& c) { c.runs.pop_back(); }),
+            "attend: expected a run with key 15, which query 15 sees, got none that has it");
+  EXPECT_EQ(refused([&](call& c) {
+              c.runs = {run_of(s, 0, 12), run_of(s, 13, tokens)};
+            }),
+            "attend: expected a run with key 12, which query 12 sees, got none that has it");
+  EXPECT_EQ(refused([&](call& c) {
+              c.runs = {run_of(s, 20, tokens), run_of(s, 0, 1)};
+              c.queries = {30, s.q.view().slice(0, 1)};
+              c.out = s.out.view().slice(0, 1);
+            }),
+            "attend: expected a run with key 1, which query 30 sees, got none that has it");
+  EXPECT_EQ(refused([&](call& c) { c.runs.push_back(run_of(s, 14, 16)); }),
+            "attend: expected every key in one run, got key 14 in two");
+  EXPECT_EQ(refused([](call& c) { c.runs.clear(); }),
+            "attend: expected num_runs >= 1, got 0 (a run may have no tokens)");
+  EXPECT_EQ(refusal([&] {
+              const auto run = run_of(s, 0, tokens);
+              la::attend(la::query_run{0, s.q.view()}, &run, -1, shape, position, s.out.view());
+            }),
+            "attend: expected num_runs >= 1, got -1 (a run may have no tokens)");
+  EXPECT_EQ(refused([](call& c) { c.runs[1].first = -1; }), "attend: expected a run.first >= 0, got -1");
+  EXPECT_EQ(refused([](call& c) { c.runs[1].first = la::unlimited - 3; }),
+            "attend: expected positions below 2^63 in a run, got first = 9223372036854775804, 25 tokens and "
+            "first_position = 0");
+  EXPECT_EQ(refused([](call& c) {
+              c.options.first_position = la::unlimited - 20;
+              c.queries.q = c.queries.q.slice(0, 1);
+              c.out = c.out.slice(0, 1);
+            }),
+            "attend: expected positions below 2^63 in a run, got first = 15, 25 tokens and first_position = "
+            "9223372036854775787");
+  EXPECT_EQ(refused([](call& c) { c.queries.first = -5; }), "attend: expected q.first >= 0, got -5");
+  EXPECT_EQ(refused([](call& c) { c.queries.rotation = row_rotation::to_zero; }),
+            "attend: expected q with rotation none or to_position, got 2");
+  EXPECT_EQ(refused([](call& c) { c.runs[0].rotation = static_cast<row_rotation>(7); }),
+            "attend: expected a run with rotation none, to_position or to_zero, got 7");
+  EXPECT_EQ(refused([&](call& c) { c.runs[1].v = other.view().slice(0, 25); }),
+            "attend: expected v.dim of a run == v.dim of the first, got 32 and 16");
+  EXPECT_EQ(refused([&](call& c) { c.runs[1].k = other.view().slice(0, 25); }),
+            "attend: expected k.dim of a run == k.dim of the first, got 32 and 16");
+  EXPECT_EQ(refused([](call& c) { c.runs[1].v.tokens = 3; }), "attend: expected v.tokens == k.tokens, got 3 and 25");
+  EXPECT_EQ(refused([](call& c) { c.runs[1].k.heads = c.runs[1].v.heads = 1; }),
+            "attend: expected k.heads of a run == k.heads of the first, got 1 and 2");
+  EXPECT_EQ(refused([](call& c) { c.runs[1].k.data = nullptr; }), "attend: expected k with data, got a null pointer");
+  EXPECT_EQ(refused([&](call& c) { c.runs[1].v.data = s.out.elements.data(); }),
+            "attend: expected out not to overlap v (out may be exactly q), got overlapping memory");
+  EXPECT_EQ(
+      refused([&](call& c) { c.options.lse = {const_cast<float*>(c.runs[1].k.data), tokens, heads, 1, heads, 1}; }),
+      "attend: expected lse not to overlap k or v, got overlapping memory");
+  EXPECT_EQ(refused([](call& c) { c.queries.q.dim = 8; }), "attend: expected q.dim == k.dim, got 8 and 16");
+
+  const auto whole = run_of(s, 0, tokens);
+  auto rotated = whole;
+  rotated.rotation = row_rotation::to_position;
+  EXPECT_EQ(refusal([&] {
+              la::attend(la::query_run{0, s.q.view()}, &rotated, 1, shape, turning(), s.out.view());
+            }),
+            "attend: expected a run with rotation none, as the encoding turns rows by a function, got 1");
+  EXPECT_EQ(
+      refusal([&] {
+        la::attend(la::query_run{0, s.q.view(), row_rotation::to_position}, &whole, 1, shape, turning(), s.out.view());
+      }),
+      "attend: expected q with rotation none, as the encoding turns rows by a function, got 1");
+
+  const la::partial_result result{s.out.view(), lse.view()};
+  const auto part = run_of(s, 10, 20);
+  EXPECT_EQ(refusal([&] {
+              la::attend_partial(la::query_run{0, s.q.view()}, &part, 1, shape, position, {9, 20}, result);
+            }),
+            "attend: expected a run with key 9, which query 9 sees, got none that has it");
+  EXPECT_EQ(refusal([&] {
+              la::attend_partial(la::query_run{0, s.q.view()}, &part, 1, shape, position, {12, 11}, result);
+            }),
+            "attend_partial: expected keys with 0 <= first <= last, got first = 12, last = 11");
+  EXPECT_EQ(refusal([&] {
+              la::attend_partial(
+                  la::query_run{0, s.q.view()}, &part, 1, shape, position, {10, 20},
+                  la::partial_result{s.out.view(), la::token_major(s.out.elements.data(), tokens, heads, 1)});
+            }),
+            "attend_partial: expected result.lse not to overlap another tensor, got overlapping memory");
+  EXPECT_EQ(s.out.elements, std::vector<float>(s.out.elements.size(), 5.0f));
+}
