@@ -145,6 +145,15 @@ TEST(readme, calls_compute) {
   la::merge(some, more, some);
   // README }
   EXPECT_TRUE(all_halves(out));
+
+  const auto newest_out = out.slice(n - 1, 1);
+  // README {
+  const std::vector runs = {la::key_run{3, k.slice(3, n - 3), v.slice(3, n - 3)},  // keys 3 ... n - 1
+                            la::key_run{0, k.slice(0, 3), v.slice(0, 3)}};         // keys 0, 1 and 2
+  const la::query_run newest = {n - 1, q.slice(n - 1, 1)};
+  la::attend(newest, runs.data(), 2, la::lm_infinite(16, 4096), la::rope(head_dim), newest_out);
+  // README }
+  EXPECT_TRUE(all_halves(newest_out));
 }
 
 TEST(readme, element_type_joins) {

@@ -96,6 +96,43 @@ TEST(RowStore, OfARingFindsTheSlotOfAKey) {
   EXPECT_EQ(store.scale(1, 2), nullptr);
 }
 
+// Of every key in a table of any number of runs, with and without gaps.
+TEST(RowStore, FindsTheRunOfAKey) {
+  const std::vector<unsigned char> memory(100000);
+  for (index_t num_runs = 1; num_runs < 20; ++num_runs) {
+    std::vector<la::detail::placed_run> runs;
+    index_t first = num_runs % 3;
+    for (index_t r = 0; r < num_runs; ++r) {
+      const index_t length = 1 + r * r % 7;
+      runs.push_back({{first, first + length}, memory.data() + 1000 * r, 8 + r, 100, row_rotation::to_position});
+      first += length + r % 2;
+    }
+    row_store<float> store;
+    store.runs = runs.data();
+    store.num_runs = num_runs;
+    for (const la::detail::placed_run& run : runs)
+      for (index_t key = run.keys.first; key < run.keys.last; ++key) {
+        const la::detail::row_run found = store.run_from(2, key);
+        EXPECT_EQ(found.first_row, run.data + 200 + (key - run.keys.first) * run.row_bytes);
+        EXPECT_EQ(found.row_bytes, run.row_bytes);
+        EXPECT_EQ(found.num_rows, run.keys.last - key);
+        EXPECT_EQ(found.rotation, row_rotation::to_position);
+        EXPECT_EQ(found.scales, nullptr);
+      }
+  }
+}
+
+TEST(RowTreatment, IsWhatMakesARowTheOneThatIsWanted) {
+  using la::detail::row_treatment;
+  using la::detail::treatment_of;
+  const row_rotation none = row_rotation::none, own = row_rotation::to_position, zero = row_rotation::to_zero;
+  for (const row_rotation same : {none, own, zero}) EXPECT_EQ(treatment_of(same, same), row_treatment::as_stored);
+  EXPECT_EQ(treatment_of(none, own), row_treatment::turn_to_own_position);
+  EXPECT_EQ(treatment_of(none, zero), row_treatment::turn_to_zero);
+  EXPECT_EQ(treatment_of(zero, own), row_treatment::turn_on_to_own_position);
+  EXPECT_EQ(treatment_of(own, zero), row_treatment::turn_back_to_zero);
+}
+
 TEST(RowStore, NumbersOfTheKernelsTypeNeedNoReading) {
   const std::vector<float> wide = counting<float>(8);
   const std::vector<la::half> narrow = counting<la::half>(8);

@@ -121,6 +121,31 @@ TYPED_TEST(RowTurner, MovesFromPositionsToPositions) {
   }
 }
 
+// Rows that have been through the rotation are turned on, or back, and keep the factor that they have.
+TYPED_TEST(RowTurner, TurnsOnAndBack) {
+  const la::rope position(20, 10000, {la::pair_layout::half_split, 12, 1.5});
+  const std::vector<TypeParam> at_7 = turned<TypeParam>(position.data(), 20, 7, la::isa());
+  const std::vector<TypeParam> at_19 = turned<TypeParam>(position.data(), 20, 19, la::isa());
+  const std::vector<TypeParam> at_0 = turned<TypeParam>(position.data(), 20, 0, la::isa());
+  angles<TypeParam> memory;
+  row_turner<TypeParam> turner(la::detail::kernels_for<TypeParam>(la::isa()), position.data(), 20, memory.numbers);
+  const auto expect_near = [&](const std::vector<TypeParam>& from, index_t i, const std::vector<TypeParam>& to) {
+    std::vector<TypeParam> row(20);
+    turner.turn(from.data(), row.data(), i);
+    for (std::size_t d = 0; d < row.size(); ++d)
+      EXPECT_NEAR(static_cast<double>(row[d]), static_cast<double>(to[d]), sizeof(TypeParam) == 4 ? 2e-5 : 1e-13) << d;
+  };
+  turner.move_on_by(11, 2);
+  expect_near(at_7, 1, at_19);
+  turner.move_to(12, 1);  // the same positions, with the factor
+  turner.move_on_by(12, 1);
+  expect_near(at_7, 0, at_19);
+  turner.move_on_by(static_cast<std::uint64_t>(-8), 3);
+  expect_near(at_7, 1, at_0);
+  turner.move_on_by(static_cast<std::uint64_t>(-12));
+  expect_near(at_19, 0, at_7);
+}
+
 TYPED_TEST(RowTurner, CallsRowFunctions) {
   const counter encoding;
   la::position_data data;
