@@ -1,8 +1,8 @@
-// An engine that keeps its own cache: pages in a pool, keys rotated by the engine when they came. It switches to Λ-attention by
-// handing over the pages of the sinks and of the window, which are read where they lie; the other pages it may free.
+// An engine that keeps its own cache, in pages, of keys that it has rotated when they came. It switches to Λ-attention by handing
+// over the pages of the sinks and of the window, which are read where they lie; it may free the others.
 //
-//     pool     page 5   page 0   page 9   (free)   page 8   (free)   ...        16 tokens each, in any order
-//     seen     page 0, and those that the window touches
+//     pages    | 0 | 1 | 2 | ... | 45 | 46 | 47 | ... | 62 |        16 tokens each
+//     seen      sinks             |<---- window: 256 ----->|
 #include <lambda_attention/lambda_attention.hpp>
 
 #include <cmath>
@@ -44,7 +44,7 @@ int main() {
   const la::lambda_shape shape = la::lm_infinite(4, 256);
   const la::rope position(model::head_dim);
   constexpr index_t last = model::tokens - 1;
-  // The engine's pool. A page holds [page, kv_heads, head_dim] of keys and as many values.
+  // The engine's pages that are left: [page, kv_heads, head_dim] of keys and as many values.
   std::vector<std::vector<float>> keys, values;
   std::vector<la::key_run<const float, const float>> runs;
   for (index_t first = 0; first < model::tokens; first += model::page) {

@@ -119,6 +119,23 @@ TEST(KeyRuns, TakeNothingFromTheHeapWhereTheWorkspaceIsLargeEnough) {
   EXPECT_EQ(scratch.bytes(), bytes);
 }
 
+// The largest indices there may be.
+TEST(KeyRuns, MayLieFarFromZero) {
+  const sequence<> s(tokens, heads, kv_heads, dim, dim);
+  const la::lambda_shape window = la::sliding_window(10);
+  const la::rope position(dim);
+  constexpr index_t first = (index_t{1} << 62) - tokens;
+  la::key_run run = run_of(s, 0, tokens);
+  run.first = first;
+  const std::vector<double> all = expected(s, window, position);
+  for (const index_t count : {20, 1}) {
+    dense<float> out(count, heads, dim);
+    la::attend(la::query_run{first + tokens - count, s.q.view().slice(tokens - count, count)}, &run, 1, window,
+               position, out.view());
+    EXPECT_LE(nmse(out.elements, std::vector<double>(all.end() - count * heads * dim, all.end())), 1e-11);
+  }
+}
+
 TEST(KeyRuns, OfNoQueriesNeedNoKeys) {
   dense<float> none(0, heads, dim), keys(0, kv_heads, dim);
   const la::key_run run{0, keys.view(), keys.view()};
@@ -175,35 +192,37 @@ TEST(KeyRuns, Refusals) {
               la::attend(la::query_run{0, s.q.view()}, &run, -1, shape, position, s.out.view());
             }),
             "attend: expected num_runs >= 1, got -1 (a run may have no tokens)");
-  EXPECT_EQ(refused([](call& c) { c.runs[1].first = -1; }), "attend: expected a run.first >= 0, got -1");
+  EXPECT_EQ(refused([](call& c) { c.runs[1].first = -1; }), "attend: expected runs[1].first >= 0, got -1");
   EXPECT_EQ(refused([](call& c) { c.runs[1].first = la::unlimited - 3; }),
-            "attend: expected positions below 2^63 in a run, got first = 9223372036854775804, 25 tokens and "
-            "first_position = 0");
+            "attend: expected indices below 2^62 in runs[1], got first = 9223372036854775804 and 25 tokens");
+  EXPECT_EQ(refused([](call& c) { c.queries.first = (index_t{1} << 62) - tokens + 1; }),
+            "attend: expected indices below 2^62 in q, got first = 4611686018427387865 and 40 tokens");
   EXPECT_EQ(refused([](call& c) {
               c.options.first_position = la::unlimited - 20;
               c.queries.q = c.queries.q.slice(0, 1);
               c.out = c.out.slice(0, 1);
             }),
-            "attend: expected positions below 2^63 in a run, got first = 15, 25 tokens and first_position = "
-            "9223372036854775787");
+            "attend: expected positions below 2^63, got first_position = 9223372036854775787 and 40 tokens");
   EXPECT_EQ(refused([](call& c) { c.queries.first = -5; }), "attend: expected q.first >= 0, got -5");
   EXPECT_EQ(refused([](call& c) { c.queries.rotation = row_rotation::to_zero; }),
-            "attend: expected q with rotation none or to_position, got 2");
+            "attend: expected q.rotation to be none or to_position, got 2");
   EXPECT_EQ(refused([](call& c) { c.runs[0].rotation = static_cast<row_rotation>(7); }),
-            "attend: expected a run with rotation none, to_position or to_zero, got 7");
+            "attend: expected runs[0].rotation to be none, to_position or to_zero, got 7");
   EXPECT_EQ(refused([&](call& c) { c.runs[1].v = other.view().slice(0, 25); }),
-            "attend: expected v.dim of a run == v.dim of the first, got 32 and 16");
+            "attend: expected runs[1] with heads, k.dim and v.dim as runs[0], 2, 16 and 16, got 2, 16 and 32");
   EXPECT_EQ(refused([&](call& c) { c.runs[1].k = other.view().slice(0, 25); }),
-            "attend: expected k.dim of a run == k.dim of the first, got 32 and 16");
-  EXPECT_EQ(refused([](call& c) { c.runs[1].v.tokens = 3; }), "attend: expected v.tokens == k.tokens, got 3 and 25");
+            "attend: expected runs[1] with heads, k.dim and v.dim as runs[0], 2, 16 and 16, got 2, 32 and 16");
+  EXPECT_EQ(refused([](call& c) { c.runs[1].v.tokens = 3; }),
+            "attend: expected runs[1].v with the tokens and heads of its k, [25, 2], got [3, 2]");
   EXPECT_EQ(refused([](call& c) { c.runs[1].k.heads = c.runs[1].v.heads = 1; }),
-            "attend: expected k.heads of a run == k.heads of the first, got 1 and 2");
-  EXPECT_EQ(refused([](call& c) { c.runs[1].k.data = nullptr; }), "attend: expected k with data, got a null pointer");
+            "attend: expected runs[1] with heads, k.dim and v.dim as runs[0], 2, 16 and 16, got 1, 16 and 16");
+  EXPECT_EQ(refused([](call& c) { c.runs[1].k.data = nullptr; }),
+            "attend: expected runs[1].k with data, got a null pointer");
   EXPECT_EQ(refused([&](call& c) { c.runs[1].v.data = s.out.elements.data(); }),
-            "attend: expected out not to overlap v (out may be exactly q), got overlapping memory");
+            "attend: expected out not to overlap runs[1].v (out may be exactly q), got overlapping memory");
   EXPECT_EQ(
       refused([&](call& c) { c.options.lse = {const_cast<float*>(c.runs[1].k.data), tokens, heads, 1, heads, 1}; }),
-      "attend: expected lse not to overlap k or v, got overlapping memory");
+      "attend: expected options.lse not to overlap runs[1].k or .v, got overlapping memory");
   EXPECT_EQ(refused([](call& c) { c.queries.q.dim = 8; }), "attend: expected q.dim == k.dim, got 8 and 16");
 
   const auto whole = run_of(s, 0, tokens);
@@ -212,12 +231,12 @@ TEST(KeyRuns, Refusals) {
   EXPECT_EQ(refusal([&] {
               la::attend(la::query_run{0, s.q.view()}, &rotated, 1, shape, turning(), s.out.view());
             }),
-            "attend: expected a run with rotation none, as the encoding turns rows by a function, got 1");
+            "attend: expected runs[0].rotation to be none, as the encoding turns rows by a function, got 1");
   EXPECT_EQ(
       refusal([&] {
         la::attend(la::query_run{0, s.q.view(), row_rotation::to_position}, &whole, 1, shape, turning(), s.out.view());
       }),
-      "attend: expected q with rotation none, as the encoding turns rows by a function, got 1");
+      "attend: expected q.rotation to be none, as the encoding turns rows by a function, got 1");
 
   const la::partial_result result{s.out.view(), lse.view()};
   const auto part = run_of(s, 10, 20);
@@ -235,5 +254,23 @@ TEST(KeyRuns, Refusals) {
                   la::partial_result{s.out.view(), la::token_major(s.out.elements.data(), tokens, heads, 1)});
             }),
             "attend_partial: expected result.lse not to overlap another tensor, got overlapping memory");
+  const auto early = run_of(s, 0, tokens);
+  EXPECT_EQ(refusal([&] {
+              const la::tensor_view<float> in_values(const_cast<float*>(s.v.elements.data()), tokens, heads, 1, heads,
+                                                     1);
+              la::attend_partial(la::query_run{0, s.q.view()}, &early, 1, shape, position, {0, tokens},
+                                 la::partial_result{s.out.view(), in_values});
+            }),
+            "attend_partial: expected result.lse not to overlap runs[0].k or .v, got overlapping memory");
+
+  // As many keys as no memory holds: every one is the same row.
+  constexpr index_t many = index_t{1} << 61;
+  const la::tensor_view<const float> row(s.k.elements.data(), many, kv_heads, dim, 0, dim);
+  const la::key_run endless{0, row, row};
+  EXPECT_EQ(refusal([&] {
+              la::attend(la::query_run{many - 1, s.q.view().slice(0, 1)}, &endless, 1, la::full_causal(), position,
+                         s.out.view().slice(0, 1));
+            }),
+            "attend: expected queries that see at most 2^40 keys together, got 2305843009213693952");
   EXPECT_EQ(s.out.elements, std::vector<float>(s.out.elements.size(), 5.0f));
 }

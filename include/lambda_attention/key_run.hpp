@@ -50,12 +50,17 @@ query_run(index_t, tensor_view<Q>, row_rotation) -> query_run<Q>;
 /// R(0)k of sinks that count as nearer than they are, or R(distance_limit)q, is turned back from what is: as exact as the
 /// caller's angles, see README. options.first_position is the position of index 0.
 ///
-/// One to four queries read keys and values where they lie if these are float, half or bfloat16, both the same, head_dim and
-/// v_head_dim are multiples of 16, and the keys of the window are rotated to_position, or not at all where the encoding
-/// does not rotate. Whatever else is copied first, for each call.
+/// A few queries, at most 16 over the heads of a group or 4 of each, read keys and values where they lie if both are float, half or
+/// bfloat16 (double where the call computes in it), in rows that begin at multiples of 4 bytes; head_dim and v_head_dim are
+/// multiples of 16; and all keys that they see of the window, or of the sinks, are as wanted: rotated to_position while they
+/// are within distance_limit, R(0)k beyond. A factor of 1 leaves R(0)k = k; an encoding without rotation wants none. Sinks, or
+/// the window, that are not are copied and turned first, for each call, as all rows are for more queries.
 ///
+/// q [n, heads, head_dim], out [n, heads, v_head_dim].
 /// Errors: std::invalid_argument, before anything is written: as for attend(); a key that a query sees and no run holds; a
-/// key in two runs; runs that differ in heads or dimensions; rotated rows where the encoding turns rows by a function.
+/// key in two runs; runs that differ in heads or dimensions; rotated rows where the encoding turns rows by a function;
+/// indices above 2^62.
+/// Law: equals attend(q, k, v, shape, position, out), however the keys are cut; the same bits for any executor.
 /// Cost: as for attend(); R log R for R runs, so hand over those of the sinks and of the window.
 template <class Q, class K, class V, class Position, class Out, class Executor = serial_executor>
 void attend(const query_run<Q>& queries, const key_run<K, V>* runs, index_t num_runs, const lambda_shape& shape,
@@ -72,7 +77,7 @@ void attend(const query_run<Q>& queries, const key_run<K, V>* runs, index_t num_
                                detail::runs_at(runs),          detail::erase(out),
                                detail::erase(options.lse),     index_range{0, unlimited}};
   detail::check_runs(call, shape, detail::limits_of(position), options);
-  detail::check_lse_of_runs(call);
+  detail::check_lse_of_runs(call, "attend", "options.lse");
   detail::attend_runs<real>(call, shape, position.data(), options, detail::pairs_of<real, K, V>(), executor);
 }
 
@@ -94,7 +99,7 @@ void attend_partial(const query_run<Q>& queries, const key_run<K, V>* runs, inde
   detail::check_part(keys, options);
   detail::check_runs(call, shape, detail::limits_of(position), options);
   detail::check_lse_of_part(call.lse, call.out, {call.queries.q, call.out});
-  detail::check_lse_of_runs(call);
+  detail::check_lse_of_runs(call, "attend_partial", "result.lse");
   detail::attend_runs<real>(call, shape, position.data(), options, detail::pairs_of<real, K, V>(), executor);
 }
 

@@ -20,7 +20,7 @@ struct attention_options {
   double soft_cap =
       0;  ///< scores become soft_cap * tanh(score / soft_cap) before biases are added (Gemma 2); 0: they do not
   sink_logits_view sink_logits = {};
-  index_t first_position = 0;  ///< position of q's first token, for a whole sequence; a cache has its own
+  index_t first_position = 0;  ///< position of index 0: of a sequence's first token; a cache has its own
   tensor_view<float> lse =
       {};  ///< [n, heads, 1]: the natural log of the sum of e^logit, learned sinks not included; float, whatever is computed in
   isa_level isa = isa_level::automatic;

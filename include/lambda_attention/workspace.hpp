@@ -10,7 +10,7 @@ namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 
 /// A call that is given a workspace takes its scratch from there, growing it where it is too small; once it is large
-/// enough, calls allocate nothing. scratch_bytes() of attention.hpp tells how much a call takes. One workspace serves one
+/// enough, calls allocate nothing. scratch_bytes() of attention.hpp tells how much a call on a cache takes. One workspace serves one
 /// call at a time, of any kind.
 class workspace {
  public:

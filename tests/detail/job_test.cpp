@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <utility>
+
 namespace la = lambda_attention;
 using la::index_t;
 using la::detail::attention_job;
@@ -27,13 +29,16 @@ TEST(AttentionJob, GroupsQueryHeads) {
   EXPECT_EQ(job(la::full_causal(), 1, 5, 5).group(), 1);
 }
 
+// As many as make 16 queries with the heads of a group, and 4 of any.
 TEST(AttentionJob, FewTokensOfAStreamAreReadByPosition) {
-  attention_job<float> j = job(la::full_causal(), 4);
-  EXPECT_FALSE(j.by_position());
-  j.one_position = &la::detail::position_kernels_for<float>(la::isa_level::automatic);
-  EXPECT_TRUE(j.by_position());
-  j.q.tokens = 5;
-  EXPECT_FALSE(j.by_position());
+  for (const auto& [group, most] : {std::pair<index_t, index_t>{1, 16}, {3, 5}, {4, 4}, {8, 4}, {40, 4}}) {
+    attention_job<float> j = job(la::full_causal(), most, group, 1);
+    EXPECT_FALSE(j.by_position());
+    j.one_position = &la::detail::position_kernels_for<float>(la::isa_level::automatic);
+    EXPECT_TRUE(j.by_position());
+    ++j.q.tokens;
+    EXPECT_FALSE(j.by_position());
+  }
 }
 
 TEST(BiasDistance, OfNearKeysIsTheTrueOne) {

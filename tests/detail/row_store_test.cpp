@@ -104,19 +104,25 @@ TEST(RowStore, FindsTheRunOfAKey) {
     index_t first = num_runs % 3;
     for (index_t r = 0; r < num_runs; ++r) {
       const index_t length = 1 + r * r % 7;
-      runs.push_back({{first, first + length}, memory.data() + 1000 * r, 8 + r, 100, row_rotation::to_position});
+      const unsigned char* const data = memory.data() + 1000 * r;
+      runs.push_back({{first, first + length}, row_rotation::to_position, {data, 8 + r, 100}, {data + 500, 16, 200}});
       first += length + r % 2;
     }
     row_store<float> store;
+    store.in_runs = true;
     store.runs = runs.data();
     store.num_runs = num_runs;
+    row_store<float> values = store;
+    values.rows_of_run = &la::detail::placed_run::values;
     for (const la::detail::placed_run& run : runs)
-      for (index_t key = run.keys.first; key < run.keys.last; ++key) {
-        const la::detail::row_run found = store.run_from(2, key);
-        EXPECT_EQ(found.first_row, run.data + 200 + (key - run.keys.first) * run.row_bytes);
-        EXPECT_EQ(found.row_bytes, run.row_bytes);
-        EXPECT_EQ(found.num_rows, run.keys.last - key);
+      for (index_t key = run.indices.first; key < run.indices.last; ++key) {
+        const la::detail::row_run found = store.run_from(2, key), value = values.run_from(1, key);
+        EXPECT_EQ(found.first_row, run.keys.data + 200 + (key - run.indices.first) * run.keys.row_bytes);
+        EXPECT_EQ(value.first_row, run.values.data + 200 + (key - run.indices.first) * 16);
+        EXPECT_EQ(found.row_bytes, run.keys.row_bytes);
+        EXPECT_EQ(found.num_rows, run.indices.last - key);
         EXPECT_EQ(found.rotation, row_rotation::to_position);
+        EXPECT_EQ(value.rotation, row_rotation::none);
         EXPECT_EQ(found.scales, nullptr);
       }
   }

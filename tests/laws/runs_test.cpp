@@ -10,6 +10,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <cstdio>
 #include <limits>
 #include <string>
 #include <type_traits>
@@ -187,6 +189,71 @@ TEST_P(runs_law, hold_of_any_element) {
   of_a_sequence<double>(encoding_under_test(), {150, 1, group(), 16, 16}, row_format::f64, 0, rotations::any);
 }
 
+// So many keys that workers share those of a token, with sinks that each of them turns back for itself: in pages and in one
+// long run, which are read in other ways.
+TEST_P(runs_law, leave_every_bit_to_workers_that_share_keys) {
+  constexpr int seed = 19;
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  generator random(seed);
+  const extents e = {3200, 1, group(), 32, 32};
+  const inputs<bfloat16> in = random_inputs<bfloat16>(random, e);
+  with_encoding(encoding_under_test(), e.heads(), e.head_dim, [&](const auto& position) {
+    const rotation_data rotation = position.data().rotation;
+    for (const lambda_shape& shape : {lm_infinite(5, 3000), streaming_llm(5, 3000)}) {
+      SCOPED_TRACE(to_string(shape));
+      for (const index_t page : {index_t{16}, e.tokens}) {
+        std::vector<owned_run<bfloat16>> pages;
+        std::vector<key_run<const bfloat16, const bfloat16>> runs;
+        for (index_t first = 0, last; first < e.tokens; first = last) {
+          last = std::min(e.tokens, first + page);
+          const auto rows = [&](const tensor<bfloat16>& all, row_rotation rotated) {
+            return rows_of(all, first, last, layout::head_major, rotated, rotation, 0);
+          };
+          pages.push_back({first, rows(in.k, row_rotation::to_position), rows(in.v, row_rotation::none),
+                           row_rotation::to_position});
+        }
+        for (const owned_run<bfloat16>& run : pages)
+          runs.push_back({run.first, run.k.view(), run.v.view(), run.rotation});
+        const index_t first = e.tokens - 3;
+        const auto queries = in.q.view().slice(first, 3);
+        tensor<float> serial(3, e.heads(), e.v_head_dim), shared = serial, whole = serial;
+        attend(query_run{first, queries}, runs.data(), static_cast<index_t>(runs.size()), shape, position,
+               serial.view());
+        attend(query_run{first, queries}, runs.data(), static_cast<index_t>(runs.size()), shape, position,
+               shared.view(), {}, reversed_executor{});
+        EXPECT_TRUE(same_bits(serial.view(), shared.view()));
+        const key_run sequence{0, in.k.view(), in.v.view()};
+        attend(query_run{first, queries}, &sequence, 1, shape, position, whole.view());
+        EXPECT_LE(nmse(serial.view(), whole.view()),
+                  between_two(runs_bound<bfloat16>(row_format::bf16, isa_level::automatic)));
+      }
+    }
+  });
+}
+
+// Pairs of numbers are read as words: rows that begin between two are copied.
+TEST_P(runs_law, may_begin_anywhere) {
+  constexpr int seed = 23;
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  generator random(seed);
+  const extents e = {100, 1, group(), 32, 32};
+  const inputs<bfloat16> in = random_inputs<bfloat16>(random, e);
+  std::vector<bfloat16> odd(static_cast<std::size_t>(e.tokens * e.head_dim + 1));
+  for (index_t t = 0; t < e.tokens; ++t)
+    std::copy_n(in.k.view().row(t, 0), e.head_dim, odd.data() + t * e.head_dim + 1);
+  const tensor_view<const bfloat16> k = token_major(odd.data() + 1, e.tokens, 1, e.head_dim);
+  for (const isa_level isa : isa_levels()) {
+    attention_options options;
+    options.isa = isa;
+    tensor<float> out(2, e.heads(), e.v_head_dim), expected = out;
+    const auto queries = in.q.view().slice(e.tokens - 2, 2);
+    const key_run run{0, k, in.v.view()}, even{0, in.k.view(), in.v.view()};
+    attend(query_run{e.tokens - 2, queries}, &run, 1, lm_infinite(3, 60), none(), out.view(), options);
+    attend(query_run{e.tokens - 2, queries}, &even, 1, lm_infinite(3, 60), none(), expected.view(), options);
+    EXPECT_LE(nmse(out.view(), expected.view()), between_two(runs_bound<bfloat16>(row_format::bf16, isa)));
+  }
+}
+
 // Each worker has some of the keys, and none but those.
 TEST_P(runs_law, of_parts_make_the_whole) {
   constexpr int seed = 13;
@@ -240,6 +307,62 @@ TEST_P(runs_law, have_the_lse_of_the_sequence) {
           EXPECT_NEAR(*lse_of_run.view().row(t, h), *lse.view().row(t, h), 240 * 0x1p-24);  // sums of up to 120 floats
     }
   });
+}
+
+// What README says of engines that rotate with angles in float, or in double. The newest token's window of 512, and 16 sinks.
+template <class Angle>
+void rotate_as_engines_do(index_t first, tensor<float>& rows) {
+  const tensor_view<float> view = rows.view();
+  for (index_t t = 0; t < view.tokens; ++t)
+    for (index_t h = 0; h < view.heads; ++h)
+      for (index_t p = 0, half = view.dim / 2; p < half; ++p) {
+        const Angle frequency = 1 / std::pow(Angle(10000), Angle(2 * p) / Angle(view.dim));
+        const Angle angle = Angle(first + t) * frequency;
+        const float cosine = static_cast<float>(std::cos(angle)), sine = static_cast<float>(std::sin(angle));
+        float &a = view.row(t, h)[p], &b = view.row(t, h)[p + half];
+        const float x = a, y = b;
+        a = x * cosine - y * sine;
+        b = y * cosine + x * sine;
+      }
+}
+
+template <class Angle>
+double error_of_angles(index_t newest) {
+  generator random(1);
+  constexpr index_t heads = 8, dim = 128, window = 512, sinks = 16;
+  tensor<float> q = random_tensor<float>(random, 1, heads, dim),
+                k_sinks = random_tensor<float>(random, sinks, heads, dim),
+                k = random_tensor<float>(random, window, heads, dim), out(1, heads, dim), expected = out;
+  const tensor<float> v_sinks = random_tensor<float>(random, sinks, heads, dim),
+                      v = random_tensor<float>(random, window, heads, dim);
+  const index_t first = newest - window + 1;
+  const auto attend_rotated = [&](row_rotation rotation, tensor<float>& result) {
+    const key_run<const float, const float> runs[] = {{0, k_sinks.view(), v_sinks.view(), rotation},
+                                                      {first, k.view(), v.view(), rotation}};
+    attend(query_run{newest, q.view(), rotation}, runs, 2, lm_infinite(sinks, window), rope(dim), result.view());
+  };
+  attend_rotated(row_rotation::none, expected);
+  rotate_as_engines_do<Angle>(newest, q);
+  rotate_as_engines_do<Angle>(0, k_sinks);
+  rotate_as_engines_do<Angle>(first, k);
+  attend_rotated(row_rotation::to_position, out);
+  return nmse(out.view(), expected.view());
+}
+
+TEST(rotated_by_engines, runs_are_as_exact_as_their_angles) {
+  const struct {
+    index_t position;
+    double error;
+  } figures[] = {{4096, 6e-10}, {32768, 4e-8}, {1 << 20, 4e-5}, {1 << 24, 1e-2}};
+  for (const auto& figure : figures) {
+    const double in_float = error_of_angles<float>(figure.position),
+                 in_double = error_of_angles<double>(figure.position);
+    std::printf("position %d: angles in float %.1e, in double %.1e\n", static_cast<int>(figure.position), in_float,
+                in_double);
+    EXPECT_LE(in_float, figure.error);
+    EXPECT_GE(in_float, figure.error / 30);  // a bound that says something
+    EXPECT_LE(in_double, 2e-13);
+  }
 }
 
 }  // namespace

@@ -46,11 +46,23 @@ bool stream(const Position& position) {
   return t.right();
 }
 
+// A token over two runs of the caller's.
+bool runs() {
+  static tensors<float> t;
+  const auto k = la::token_major(t.k, n, kv_heads, dim), v = la::token_major(t.v, n, kv_heads, dim);
+  const la::key_run<float, float> halves[] = {{n / 2, k.slice(n / 2, n / 2), v.slice(n / 2, n / 2)},
+                                              {0, k.slice(0, n / 2), v.slice(0, n / 2)}};
+  for (la::index_t i = 0; i < n; ++i)
+    la::attend(la::query_run{i, la::token_major(t.q, n, heads, dim).slice(i, 1)}, halves, 2, la::lm_infinite(4, 16),
+               la::rope(dim), la::token_major(t.out, n, heads, dim).slice(i, 1));
+  return t.right();
+}
+
 }  // namespace
 
 int RUN() {
   const bool right = sequence<float>(la::rope(dim)) && sequence<double>(la::alibi(heads)) &&
                      stream<la::f32>(la::rope(dim)) && stream<la::f16>(la::rope(dim)) && stream<la::bf16>(la::none()) &&
-                     stream<la::int8>(la::alibi(heads));
+                     stream<la::int8>(la::alibi(heads)) && runs();
   return right ? 0 : 1;
 }

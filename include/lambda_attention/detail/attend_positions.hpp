@@ -1,4 +1,4 @@
-// A task one position at a time, for decoding: rows are read as the cache stores them.
+// A task of a few queries, for decoding and for drafts: rows are read as the cache stores them.
 #pragma once
 
 #include <lambda_attention/config.hpp>
@@ -16,9 +16,9 @@ namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
 
-// `heads` query heads from first_head on, all of KV head kv_head, at most most_heads_by_position. Kernels take 4 of them at
-// a time; a few rows go through all heads before the next, so that memory is read once. The keys of all parts come before
-// the values of the first, so that memory is read strictly in order.
+// `heads` query heads from first_head on, all of KV head kv_head, and as many positions as that leaves of
+// most_queries_by_position. Kernels take 4 queries at a time; a few rows go through all queries before the next, so that
+// memory is read once. The keys of all parts come before the values of the first, so that memory is read strictly in order.
 template <class Real>
 class position_driver {
  public:
@@ -40,52 +40,62 @@ class position_driver {
 
   // Some parts of the keys of the queries [first, last), those of a chunk.
   void run(index_t first, index_t last, index_range parts) {
-    for (index_t query = first; query < last; ++query) attend(query, parts);
+    const index_t together = max(1, most_queries_by_position / heads_);
+    while (first < last) {
+      const index_t end = job_.plan.tile_end(first, min(first + together, last));
+      attend(first, end, parts);
+      first = end;
+    }
   }
 
  private:
-  // A query's keys are numbered through all bands.
-  void attend(index_t query, index_range parts) {
-    const key_bands bands = job_.plan.bands(query, query + 1);
+  // The keys of these queries are numbered through all bands. A row of queries, scores or sums is that of a position and a
+  // head: [position][head].
+  void attend(index_t first, index_t last, index_range parts) {
+    first_ = first;
+    num_rows_ = (last - first) * heads_;
+    const key_bands bands = job_.plan.bands(first, last);
     const index_range keys = keys_of(parts, bands);
     score_stride_ = round_up(keys.size(), row_multiple);
-    pack(query);
-    score(query, bands, keys);
+    for (index_t row = 0; row < num_rows_; ++row) pack(row);
+    score(bands, keys);
     for (index_t part = parts.first; part < parts.last; ++part) {
       const index_range keys_of_part = keys_of({part, part + 1}, bands);
-      weigh(bands, keys_of_part, scratch_.scores + keys_of_part.first - keys.first, partial_row(query, part));
+      weigh(bands, keys_of_part, scratch_.scores + keys_of_part.first - keys.first, partial_row(part));
     }
   }
+
+  index_t query_of(index_t row) const { return first_ + row / heads_; }
+  index_t head_of(index_t row) const { return first_head_ + row % heads_; }
 
   index_range keys_of(index_range parts, const key_bands& bands) const {
     index_t num_keys = 0;
     for (int b = 0; b < bands.count; ++b) num_keys += bands.band[b].keys.size();
-    const index_t keys_each = keys_per_part(num_keys);
+    const index_t keys_each = keys_per_part(num_keys, num_parts_);
     return {min(num_keys, parts.first * keys_each), min(num_keys, parts.last * keys_each)};
   }
-  // The partial result of the first of our heads.
-  index_t partial_row(index_t query, index_t part) const {
-    return ((query - job_.first_query) * num_parts_ + part) * job_.group() + first_head_ - kv_head_ * job_.group();
+  // The partial result of our first row.
+  index_t partial_row(index_t part) const {
+    return (part * job_.q.tokens + first_ - job_.first_query) * job_.group() + first_head_ - kv_head_ * job_.group();
   }
 
-  // Rows of all heads, turned to the query's own position and to the far one, padded with zeros.
-  void pack(index_t query) {
-    for (index_t h = 0; h < heads_; ++h) {
-      Real* const own = scratch_.queries[0] + h * padded_dim_;
-      Real* const far = scratch_.queries[1] + h * padded_dim_;
-      const Real* const row = read_query(kernels_, job_, query - job_.first_query, first_head_ + h, scratch_.row);
-      turner_.turn_to_own_position(query, row, own);
-      turner_.turn_to_far_position(query, row, far);
-      for (index_t d = 0; d < job_.head_dim(); ++d) {
-        own[d] *= job_.scale;
-        far[d] *= job_.scale;
-      }
-      for (index_t d = job_.head_dim(); d < padded_dim_; ++d) own[d] = far[d] = 0;
+  // A query, turned to its own position and to the far one, padded with zeros.
+  void pack(index_t row) {
+    Real* const own = scratch_.queries[0] + row * padded_dim_;
+    Real* const far = scratch_.queries[1] + row * padded_dim_;
+    const index_t query = query_of(row);
+    const Real* const numbers = read_query(kernels_, job_, query - job_.first_query, head_of(row), scratch_.row);
+    turner_.turn_to_own_position(query, numbers, own);
+    turner_.turn_to_far_position(query, numbers, far);
+    for (index_t d = 0; d < job_.head_dim(); ++d) {
+      own[d] *= job_.scale;
+      far[d] *= job_.scale;
     }
+    for (index_t d = job_.head_dim(); d < padded_dim_; ++d) own[d] = far[d] = 0;
   }
 
-  // Of rows that lie apart, so many are asked for in one go: what they take of L1 is little.
-  static constexpr index_t rows_asked_for = 32;
+  // Of rows that lie apart, so much is asked for in one go: little of L1.
+  static constexpr index_t bytes_asked_for = 8192;
 
   // The run of rows that begins with `key`: as stored, or as they were copied where the kernels cannot read those.
   stored_rows rows_from(key_kind kind, index_t key, index_t most) const {
@@ -110,16 +120,16 @@ class position_driver {
     run.key_row_bytes = key_rows.row_bytes;
     run.value_row_bytes = value_rows.row_bytes;
     run.num_keys = min(most, min(key_rows.num_rows, value_rows.num_rows));
-    run.asked_for = keys.num_runs > 0 && !(keys.is_long(key_rows) && values.is_long(value_rows));
-    if (run.asked_for) run.num_keys = min(run.num_keys, rows_asked_for);
+    run.asked_for = keys.in_runs && !(keys.is_long(key_rows) && values.is_long(value_rows));
+    if (run.asked_for) run.num_keys = min(run.num_keys, max(1, bytes_asked_for / (keys.dim * keys.number_bytes)));
     run.key_scales = key_rows.scales;
     run.value_scales = value_rows.scales;
     return run;
   }
 
-  // Rows of consecutive keys of a band, of which the first is `key`, and `number` among the query's.
+  // Rows of consecutive keys of a band, of which the first is `key`, and `number` among all keys.
   struct row_piece {
-    key_kind kind;
+    const key_band* band;
     index_t key;
     index_t number;
     stored_rows rows;
@@ -133,11 +143,11 @@ class position_driver {
       const index_t end_of_band = first_of_band + band.keys.size();
       if (number < min(end, end_of_band)) {
         const index_t key = band.keys.first + number - first_of_band;
-        return {band.kind, key, number, rows_from(band.kind, key, min(end, end_of_band) - number)};
+        return {&band, key, number, rows_from(band.kind, key, min(end, end_of_band) - number)};
       }
       first_of_band = end_of_band;
     }
-    return {key_kind::window_near, 0, end, {}};
+    return {nullptr, 0, end, {}};
   }
 
   // Calls visit(piece) for the keys with the numbers given, a piece at a time. Rows that lie apart are asked for, by
@@ -160,56 +170,67 @@ class position_driver {
     for (index_t r = 0; r < rows.num_keys; ++r) prefetch_row(rows.values + r * rows.value_row_bytes, bytes);
   }
 
-  // Calls pass(rows, done, head, heads) for a few rows at a time, of which `done` of the run came before, and for every few
-  // heads.
+  // Calls pass(rows, done, first, count) for a few rows of keys at a time, of which `done` of the piece came before, and for
+  // every few rows of queries, 4, 2 or 1.
   template <class Pass>
-  void for_each_pass(const stored_rows& run, Pass&& pass) {
-    // The last pass may be that of one head, which asks for nothing.
+  void for_each_pass(const stored_rows& piece, Pass&& pass) {
+    // The last pass may be that of one query, which asks for nothing.
     index_t num_asking = 0;
-    for (index_t head = 0; heads_ - head > 1; ++num_asking) head += heads_at_once(heads_ - head, max_tile_vectors);
-    const bool at_once = heads_at_once(heads_, max_tile_vectors) == heads_;
-    const index_t rows_per_pass = at_once ? run.num_keys : 128;
-    for (index_t done = 0; done < run.num_keys; done += rows_per_pass) {
-      const stored_rows rows = run.part(done, rows_per_pass);
-      for (index_t head = 0, number = 0; head < heads_; ++number) {
-        const int heads = heads_at_once(heads_ - head, max_tile_vectors);
-        pass(rows.in_pass(number, max(1, num_asking)), done, head, heads);
-        head += heads;
+    for (index_t row = 0; num_rows_ - row > 1; ++num_asking) row += heads_at_once(num_rows_ - row, max_tile_vectors);
+    const bool at_once = heads_at_once(num_rows_, max_tile_vectors) == num_rows_;
+    const index_t keys_per_pass = at_once ? piece.num_keys : 128;
+    for (index_t done = 0; done < piece.num_keys; done += keys_per_pass) {
+      const stored_rows rows = piece.part(done, keys_per_pass);
+      for (index_t row = 0, number = 0; row < num_rows_; ++number) {
+        const int count = heads_at_once(num_rows_ - row, max_tile_vectors);
+        pass(rows.in_pass(number, max(1, num_asking)), done, row, count);
+        row += count;
       }
     }
   }
 
-  void score(index_t query, const key_bands& bands, index_range keys) {
+  void score(const key_bands& bands, index_range keys) {
     const auto ask = [&](const stored_rows& rows) { ask_for_keys(rows); };
     for_each_piece(bands, keys, ask, [&](const row_piece& now) {
-      const Real* const queries = is_far(now.kind) ? scratch_.queries[1] : scratch_.queries[0];
+      const key_kind kind = now.band->kind;
+      const Real* const queries = is_far(kind) ? scratch_.queries[1] : scratch_.queries[0];
       Real* const scores = scratch_.scores + now.number - keys.first;
-      for_each_pass(now.rows, [&](const stored_rows& rows, index_t rows_done, index_t head, int heads) {
-        job_.one_position->score_rows(queries + head * padded_dim_, heads, padded_dim_, rows,
-                                      scores + head * score_stride_ + rows_done, score_stride_);
+      for_each_pass(now.rows, [&](const stored_rows& rows, index_t rows_done, index_t row, int count) {
+        job_.one_position->score_rows(queries + row * padded_dim_, count, padded_dim_, rows,
+                                      scores + row * score_stride_ + rows_done, score_stride_);
       });
-      const bias_distance bias = bias_distance_of(job_.plan, now.kind, query, now.key);
-      for (index_t h = 0; h < heads_; ++h)
-        job_.one_position->adjust_scores(scores + h * score_stride_, now.rows.num_keys, job_.soft_cap,
-                                         slope_of(job_, first_head_ + h), bias_row_of(job_, first_head_ + h),
+      for (index_t row = 0; row < num_rows_; ++row) {
+        const bias_distance bias = bias_distance_of(job_.plan, kind, query_of(row), now.key);
+        job_.one_position->adjust_scores(scores + row * score_stride_, now.rows.num_keys, job_.soft_cap,
+                                         slope_of(job_, head_of(row)), bias_row_of(job_, head_of(row)),
                                          num_biases_of(job_), bias.distance, bias.key_step);
+        hide(now, query_of(row), scores + row * score_stride_);
+      }
     });
+  }
+
+  // Keys that others of the queries see in this band, and this one does not: some before those that it sees, some behind.
+  void hide(const row_piece& piece, index_t query, Real* scores) const {
+    const index_t farthest = min(piece.band->farthest, query);
+    const index_t first = max(0, query - farthest - piece.key), end = query - piece.band->nearest + 1 - piece.key;
+    for (index_t k = 0; k < min(first, piece.rows.num_keys); ++k) scores[k] = static_cast<Real>(hidden_score);
+    for (index_t k = max(0, end); k < piece.rows.num_keys; ++k) scores[k] = static_cast<Real>(hidden_score);
   }
 
   // Scores of a part to weights, and the sum of values with these.
   void weigh(const key_bands& bands, index_range keys, Real* weights, index_t partial) {
     const auto softmax =
-        job_.window_in_pairs && heads_ > 1 ? job_.one_position->softmax_in_pairs : job_.one_position->softmax;
-    for (index_t h = 0; h < heads_; ++h)
-      partials_.max(partial + h) = softmax(weights + h * score_stride_, keys.size(), &partials_.sum(partial + h));
+        job_.window_in_pairs && num_rows_ > 1 ? job_.one_position->softmax_in_pairs : job_.one_position->softmax;
+    for (index_t row = 0; row < num_rows_; ++row)
+      partials_.max(partial + row) = softmax(weights + row * score_stride_, keys.size(), &partials_.sum(partial + row));
 
     Real* const output = partials_.output(partial, padded_v_dim_);
-    for (index_t i = 0; i < heads_ * padded_v_dim_; ++i) output[i] = 0;
+    for (index_t i = 0; i < num_rows_ * padded_v_dim_; ++i) output[i] = 0;
     const auto ask = [&](const stored_rows& rows) { ask_for_values(rows); };
     for_each_piece(bands, keys, ask, [&](const row_piece& now) {
-      for_each_pass(now.rows, [&](const stored_rows& rows, index_t rows_done, index_t head, int heads) {
-        job_.one_position->add_values(weights + head * score_stride_ + now.number - keys.first + rows_done,
-                                      score_stride_, heads, padded_v_dim_, rows, output + head * padded_v_dim_);
+      for_each_pass(now.rows, [&](const stored_rows& rows, index_t rows_done, index_t row, int count) {
+        job_.one_position->add_values(weights + row * score_stride_ + now.number - keys.first + rows_done,
+                                      score_stride_, count, padded_v_dim_, rows, output + row * padded_v_dim_);
       });
     });
   }
@@ -226,6 +247,8 @@ class position_driver {
   index_t heads_;
   index_t padded_dim_;
   index_t padded_v_dim_;
+  index_t first_ = 0;  // of the queries at hand
+  index_t num_rows_ = 0;
   index_t score_stride_ = 0;
 };
 

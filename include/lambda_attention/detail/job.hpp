@@ -26,8 +26,8 @@ struct key_value_rows {
   bool window_as_stored;
 };
 
-// Query heads of one KV head that are read off its rows together.
-inline constexpr index_t most_heads_by_position = 16;
+// Queries, of any positions and heads, that are read off the rows of one KV head together.
+inline constexpr index_t most_queries_by_position = 16;
 
 template <class Real>
 struct attention_job {
@@ -62,9 +62,9 @@ struct attention_job {
   index_t keys_per_step(key_kind kind) const { return in_pairs(kind) ? pairs->keys_per_step : 1; }
   bool any_in_pairs() const { return sinks_in_pairs || window_in_pairs; }
 
-  // Queries at so few positions are better read off the rows one position at a time than in tiles that stay empty.
-  bool by_position() const { return one_position != nullptr && q.tokens <= most_by_position; }
-  static constexpr index_t most_by_position = 4;
+  // Queries at so few positions are better read off the rows as they lie than in tiles that stay empty.
+  bool by_position() const { return one_position != nullptr && q.tokens <= most_by_position(group()); }
+  static constexpr index_t most_by_position(index_t group) { return max(4, most_queries_by_position / group); }
 
   // Whether the kernels then read the rows where they lie, with nothing copied.
   bool as_stored(key_kind kind) const {

@@ -98,7 +98,8 @@ struct tile_keys {
   index_t missing;  // keys before the first that belong to its step: see pair_kernels
 };
 
-// Rows as a cache stores them, for queries at a single position.
+// Rows as a cache stores them, or a caller, for a few queries. What the kernels read of a row is a multiple of row_multiple: a
+// cache has zeros behind the numbers.
 struct stored_rows {
   row_format format;
   const unsigned char* keys;
@@ -114,7 +115,7 @@ struct stored_rows {
   index_t num_passes = 1;
   index_t keys_ahead = 0;
   index_t values_ahead = 0;
-  bool asked_for = false;  // these were, and the kernels ask for none
+  bool asked_for = false;  // these rows were: the kernels ask for no others
 
   // At most `most` rows from `first` on.
   stored_rows part(index_t first, index_t most) const {

@@ -1,8 +1,8 @@
-// The keys of a query in parts, for queries that are taken one position at a time: threads that outnumber the KV heads share
-// the parts of a head. Where the cuts lie depends on how many keys the query sees and on nothing else, and parts are joined
-// in their order, so no bit of a result tells how many threads there were, or which queries came along.
+// The keys of a few queries in parts, where these are read off the rows as they lie: threads that outnumber the KV heads share
+// the parts of a head. Where the cuts lie depends on how many keys the queries of a call see and on nothing else, and parts are
+// joined in their order, so no bit of a result tells how many threads there were.
 //
-//     keys     0 ... 1039 | 1040 ... 2079 | 2080 ... 3119 | 3120 ... 4111      a query's, sinks first
+//     keys     0 ... 1039 | 1040 ... 2079 | 2080 ... 3119 | 3120 ... 4111      sinks first
 //     parts        0      |       1       |       2       |       3            each: max, sum, weighted values
 #pragma once
 
@@ -28,11 +28,10 @@ inline constexpr index_t most_parts = 64;
 constexpr index_t num_parts_of(index_t num_keys) { return max(1, min(most_parts, num_keys / fewest_keys_per_part)); }
 
 // Even parts, each of which begins where a vector of scores does; the last has what is left.
-constexpr index_t keys_per_part(index_t num_keys) {
-  return max(row_multiple, round_up(divide_up(num_keys, num_parts_of(num_keys)), row_multiple));
+constexpr index_t keys_per_part(index_t num_keys, index_t num_parts) {
+  return max(row_multiple, round_up(divide_up(num_keys, num_parts), row_multiple));
 }
 
-// Parts that a task finds for each query of a job: some see fewer keys, and leave the last part empty.
 template <class Real>
 index_t num_parts(const attention_job<Real>& job) {
   return num_parts_of(job.keys_seen());
@@ -56,7 +55,7 @@ class partial_results {
     return num_done_->fetch_add(count, std::memory_order_acq_rel) + count == all;
   }
 
-  // By row [query][part][head]: heads lie side by side, as kernels write them.
+  // By row [part][query][head]: queries and heads lie side by side, as kernels write them.
   Real& max(index_t row) const { return max_[row]; }
   Real& sum(index_t row) const { return sum_[row]; }
   Real* output(index_t row, index_t padded_v_dim) const { return output_ + row * padded_v_dim; }
@@ -68,21 +67,21 @@ class partial_results {
   Real* output_;
 };
 
-// Writes the output of one query and head. Its partial results are those of first_row, first_row + group, ...
+// Writes the output of one query and head. Its partial results are those of first_row and of every rows_per_part on.
 //
 //     out = sum_p 2^(max_p - max) output_p / sum_p 2^(max_p - max) sum_p
 template <class Real>
 void join_parts(const kernel_table<Real>& kernels, const attention_job<Real>& job,
                 const partial_results<Real>& partials, index_t first_row, index_t token, index_t head, Real* row) {
-  const index_t count = num_parts(job);
+  const index_t count = num_parts(job), rows_per_part = job.q.tokens * job.group();
   const index_t padded_v_dim = round_up(job.v_head_dim(), row_multiple);
   Real most = partials.max(first_row), sum = 0, weights[most_parts];
   for (index_t p = 1; p < count; ++p) {
-    const Real max_of_part = partials.max(first_row + p * job.group());
+    const Real max_of_part = partials.max(first_row + p * rows_per_part);
     if (max_of_part > most) most = max_of_part;
   }
   for (index_t p = 0; p < count; ++p) {
-    const index_t partial = first_row + p * job.group();
+    const index_t partial = first_row + p * rows_per_part;
     weights[p] =
         static_cast<Real>(__builtin_exp2(static_cast<double>(partials.max(partial)) - static_cast<double>(most)));
     sum += weights[p] * partials.sum(partial);
@@ -93,7 +92,7 @@ void join_parts(const kernel_table<Real>& kernels, const attention_job<Real>& jo
   stored_rows outputs = {};
   outputs.format = native_format<Real>;
   outputs.values = reinterpret_cast<const unsigned char*>(partials.output(first_row, padded_v_dim));
-  outputs.value_row_bytes = job.group() * padded_v_dim * static_cast<index_t>(sizeof(Real));
+  outputs.value_row_bytes = rows_per_part * padded_v_dim * static_cast<index_t>(sizeof(Real));
   outputs.num_keys = count;
   for (index_t d = 0; d < padded_v_dim; ++d) row[d] = 0;
   job.one_position->add_values(weights, count, 1, padded_v_dim, outputs, row);
@@ -105,10 +104,10 @@ void join_parts(const kernel_table<Real>& kernels, const attention_job<Real>& jo
 template <class Real>
 void join_parts(const kernel_table<Real>& kernels, const attention_job<Real>& job,
                 const partial_results<Real>& partials, index_t kv_head, Real* row) {
-  const index_t count = num_parts(job), group = job.group();
+  const index_t group = job.group();
   for (index_t token = 0; token < job.q.tokens; ++token)
     for (index_t h = 0; h < group; ++h)
-      join_parts(kernels, job, partials, token * count * group + h, token, kv_head * group + h, row);
+      join_parts(kernels, job, partials, token * group + h, token, kv_head * group + h, row);
 }
 
 }  // namespace detail

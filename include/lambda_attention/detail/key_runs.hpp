@@ -15,9 +15,10 @@
 #include <lambda_attention/position.hpp>
 #include <lambda_attention/workspace.hpp>
 
-#include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <new>
+#include <utility>
 
 namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
@@ -61,20 +62,64 @@ struct runs_call {
 template <class RunAt>
 runs_call(erased_queries, index_t, RunAt, tensor, tensor, index_range) -> runs_call<RunAt>;
 
-inline void check_tokens(index_t first, index_t tokens, index_t first_position, const char* name) {
+// Indices so far below int64's end that no sum of a few of them overflows.
+inline constexpr index_t most_tokens = index_t{1} << 62;
+inline constexpr index_t most_keys_seen = index_t{1} << 40;
+
+inline void check_indices(index_t first, index_t tokens, index_t first_position, const char* name) {
   if (first < 0) refuse("attend: expected %s.first >= 0, got %lld", name, printable(first));
-  if (tokens > unlimited - first || first + tokens > unlimited - first_position)
-    refuse("attend: expected positions below 2^63 in %s, got first = %lld, %lld tokens and first_position = %lld", name,
-           printable(first), printable(tokens), printable(first_position));
+  if (tokens > most_tokens - first)
+    refuse("attend: expected indices below 2^62 in %s, got first = %lld and %lld tokens", name, printable(first),
+           printable(tokens));
+  check_positions(first_position, first + tokens, "attend");
 }
 
 inline void check_rotation(row_rotation rotation, row_rotation last, const encoding_limits& limits, const char* name) {
   if (rotation < row_rotation::none || rotation > last)
-    refuse("attend: expected %s with rotation none%s, got %d", name,
+    refuse("attend: expected %s.rotation to be none%s, got %d", name,
            last == row_rotation::to_zero ? ", to_position or to_zero" : " or to_position", static_cast<int>(rotation));
   if (rotation != row_rotation::none && limits.data.function.self != nullptr)
-    refuse("attend: expected %s with rotation none, as the encoding turns rows by a function, got %d", name,
+    refuse("attend: expected %s.rotation to be none, as the encoding turns rows by a function, got %d", name,
            static_cast<int>(rotation));
+}
+
+// What a refusal calls a run, or a tensor of it. Made for every run of a call, and so by hand.
+class name_of_run {
+ public:
+  explicit name_of_run(index_t run, const char* member = "") {
+    char digits[20];
+    int count = 0;
+    for (; count == 0 || run > 0; run /= 10) digits[count++] = static_cast<char>('0' + run % 10);
+    std::memcpy(text_, "runs[", 5);
+    char* end = text_ + 5;
+    while (count > 0) *end++ = digits[--count];
+    *end++ = ']';
+    std::memcpy(end, member, std::strlen(member) + 1);
+  }
+  operator const char*() const { return text_; }
+
+ private:
+  char text_[32];
+};
+
+// Run r of a call, of which `model` is the first.
+inline void check_run(const erased_run& run, index_t r, const erased_run& model, const tensor& out,
+                      const encoding_limits& limits, index_t first_position) {
+  const name_of_run name(r), k(r, ".k"), v(r, ".v");
+  check_tensor(run.k, "attend", k);
+  check_tensor(run.v, "attend", v);
+  if (run.v.tokens != run.k.tokens || run.v.heads != run.k.heads)
+    refuse("attend: expected %s with the tokens and heads of its k, [%lld, %lld], got [%lld, %lld]",
+           static_cast<const char*>(v), printable(run.k.tokens), printable(run.k.heads), printable(run.v.tokens),
+           printable(run.v.heads));
+  if (run.k.heads != model.k.heads || run.k.dim != model.k.dim || run.v.dim != model.v.dim)
+    refuse("attend: expected %s with heads, k.dim and v.dim as runs[0], %lld, %lld and %lld, got %lld, %lld and %lld",
+           static_cast<const char*>(name), printable(model.k.heads), printable(model.k.dim), printable(model.v.dim),
+           printable(run.k.heads), printable(run.k.dim), printable(run.v.dim));
+  check_indices(run.first, run.k.tokens, first_position, name);
+  check_rotation(run.rotation, row_rotation::to_zero, limits, name);
+  check_alias(out, run.k, "attend", k);
+  check_alias(out, run.v, "attend", v);
 }
 
 // All that can be wrong with a call but for its lse, and for keys that are missing, or there twice.
@@ -88,28 +133,17 @@ void check_runs(const runs_call<RunAt>& call, const lambda_shape& shape, const e
   check_keys(model.k, model.v, "attend");
   const tensor &q = call.queries.q, &out = call.out;
   check_queries(q, out, {model.k.heads, model.k.dim, model.v.dim, "k.heads", "k.dim", "v.dim"}, limits, options);
-  check_positions(options.first_position, 0, "attend");
-  check_tokens(call.queries.first, q.tokens, options.first_position, "q");
+  check_indices(call.queries.first, q.tokens, options.first_position, "q");
   check_rotation(call.queries.rotation, row_rotation::to_position, limits, "q");
-  for (index_t r = 0; r < call.num_runs; ++r) {
-    const erased_run run = call.run_at(r);
-    check_keys(run.k, run.v, "attend");
-    check_equal(run.k.heads, model.k.heads, "attend", "k.heads of a run", "k.heads of the first");
-    check_equal(run.k.dim, model.k.dim, "attend", "k.dim of a run", "k.dim of the first");
-    check_equal(run.v.dim, model.v.dim, "attend", "v.dim of a run", "v.dim of the first");
-    check_tokens(run.first, run.k.tokens, options.first_position, "a run");
-    check_rotation(run.rotation, row_rotation::to_zero, limits, "a run");
-    check_alias(out, run.k, "attend", "k");
-    check_alias(out, run.v, "attend", "v");
-  }
+  for (index_t r = 0; r < call.num_runs; ++r) check_run(call.run_at(r), r, model, out, limits, options.first_position);
 }
 
 template <class RunAt>
-void check_lse_of_runs(const runs_call<RunAt>& call) {
-  for (index_t r = 0; r < call.num_runs; ++r) {
+void check_lse_of_runs(const runs_call<RunAt>& call, const char* where, const char* name) {
+  for (index_t r = 0; r < call.num_runs && call.lse.data != nullptr; ++r) {
     const erased_run run = call.run_at(r);
     if (overlap(call.lse, run.k) || overlap(call.lse, run.v))
-      refuse("attend: expected lse not to overlap k or v, got overlapping memory");
+      refuse("%s: expected %s not to overlap runs[%lld].k or .v, got overlapping memory", where, name, printable(r));
   }
 }
 
@@ -120,21 +154,29 @@ row_rotation effective_rotation(const attention_job<Real>& job, row_rotation rot
   return !job.encoding.rotates() || leaves_zero ? row_rotation::none : rotation;
 }
 
-// Whether the kernels for single positions know rows of this format that end where their numbers do.
+// Whether the kernels for a few queries know rows of this format that end where their numbers do.
 template <class Real>
 bool known_by_position(const tensor& t) {
   const bool narrow = sizeof(Real) == sizeof(float) && (t.format == row_format::f16 || t.format == row_format::bf16);
   return (narrow || t.format == native_format<Real>)&&t.dim % row_multiple == 0;
 }
 
-// Whether no key that a job's queries see of a kind needs to be turned.
+// Pairs of numbers are read as words.
+inline bool rows_begin_at_words(const tensor& t) {
+  constexpr index_t word = 4;
+  return reinterpret_cast<std::uintptr_t>(t.data) % word == 0 && t.token_bytes() % word == 0 &&
+         t.head_bytes() % word == 0;
+}
+
+// Whether all keys that a job's queries see of a kind, and their values, can be read where they lie.
 template <class Real, class RunAt>
-bool turned_as_wanted(const attention_job<Real>& job, const runs_call<RunAt>& call, key_kind kind) {
+bool readable_as_stored(const attention_job<Real>& job, const runs_call<RunAt>& call, key_kind kind) {
   const index_range seen = job.plan.band(kind, job.first_query, job.num_tokens()).keys;
   for (index_t r = 0; r < call.num_runs; ++r) {
     const erased_run run = call.run_at(r);
-    const bool wanted = effective_rotation(job, run.rotation) == job.rows.wanted[static_cast<int>(kind)];
-    if (!wanted && common(run.keys(), seen).size() > 0) return false;
+    const bool turned = effective_rotation(job, run.rotation) == job.rows.wanted[static_cast<int>(kind)];
+    const bool readable = turned && rows_begin_at_words(run.k) && rows_begin_at_words(run.v);
+    if (!readable && common(run.keys(), seen).size() > 0) return false;
   }
   return true;
 }
@@ -153,18 +195,19 @@ attention_job<Real> runs_job(const runs_call<RunAt>& call, const lambda_shape& s
   job.encoding = encoding;
   job.query_rotation = encoding.rotates() ? call.queries.rotation : row_rotation::none;
   job.one_position = &position_kernels_for<Real>(options.isa);
-  const auto store_of_runs = [&](const tensor& t) {
+  const auto store_of_runs = [](const tensor& t, placed_rows placed_run::*rows) {
     row_store<Real> store = store_of<Real>(t);
-    store.num_runs = call.num_runs;
+    store.in_runs = true;
+    store.rows_of_run = rows;
     return store;
   };
-  for (row_store<Real>& keys : job.rows.keys) keys = store_of_runs(model.k);
-  job.rows.sink_values = job.rows.window_values = store_of_runs(model.v);
+  for (row_store<Real>& keys : job.rows.keys) keys = store_of_runs(model.k, &placed_run::keys);
+  job.rows.sink_values = job.rows.window_values = store_of_runs(model.v, &placed_run::values);
   choose_rotations(job);
   const bool known =
       known_by_position<Real>(model.k) && known_by_position<Real>(model.v) && model.k.format == model.v.format;
   const auto as_stored = [&](key_kind near, key_kind far) {
-    return known && turned_as_wanted(job, call, near) && turned_as_wanted(job, call, far);
+    return known && readable_as_stored(job, call, near) && readable_as_stored(job, call, far);
   };
   job.rows.sinks_as_stored = as_stored(key_kind::sinks_near, key_kind::sinks_far);
   job.rows.window_as_stored = as_stored(key_kind::window_near, key_kind::window_far);
@@ -172,90 +215,100 @@ attention_job<Real> runs_job(const runs_call<RunAt>& call, const lambda_shape& s
   return job;
 }
 
-// Two tables of a call's runs, in the order of their keys: of rows of keys, and of values.
-class run_tables {
+// Sorts by first index, in place: a heap sort. Not std::sort, which brings functions that units of other flags share.
+inline void sort_runs(placed_run* runs, index_t count) {
+  const auto sink = [runs](index_t place, index_t end) {
+    for (index_t child; (child = 2 * place + 1) < end; place = child) {
+      if (child + 1 < end && runs[child].indices.first < runs[child + 1].indices.first) ++child;
+      if (runs[child].indices.first <= runs[place].indices.first) return;
+      std::swap(runs[place], runs[child]);
+    }
+  };
+  for (index_t place = count / 2; place-- > 0;) sink(place, count);
+  for (index_t end = count; end-- > 1;) {
+    std::swap(runs[0], runs[end]);
+    sink(0, end);
+  }
+}
+
+// A call's runs in the order of their keys, without those that have no tokens.
+class run_table {
  public:
   static index_t bytes(index_t num_runs) {
     index_t bytes = 0;
-    if (!multiply(num_runs, 2 * static_cast<index_t>(sizeof(placed_run)), &bytes) || bytes > (INT64_MAX >> 8))
+    if (!multiply(num_runs, static_cast<index_t>(sizeof(placed_run)), &bytes) || bytes > (INT64_MAX >> 8))
       refuse("attend: expected runs that fit in memory, got %lld", printable(num_runs));
     return round_up(bytes, buffer_alignment);
   }
 
   template <class Real, class RunAt>
-  run_tables(const attention_job<Real>& job, const runs_call<RunAt>& call, void* memory)
-      : keys_(static_cast<placed_run*>(memory)), values_(keys_ + call.num_runs) {
+  run_table(const attention_job<Real>& job, const runs_call<RunAt>& call, void* memory)
+      : runs_(static_cast<placed_run*>(memory)) {
     for (index_t r = 0; r < call.num_runs; ++r) {
       const erased_run run = call.run_at(r);
       if (run.k.tokens == 0) continue;
-      const row_rotation rotation = effective_rotation(job, run.rotation);
-      ::new (static_cast<void*>(keys_ + size_)) placed_run(place(run, run.k, rotation));
-      ::new (static_cast<void*>(values_ + size_)) placed_run(place(run, run.v, row_rotation::none));
-      ++size_;
+      ::new (static_cast<void*>(runs_ + size_++))
+          placed_run{run.keys(), effective_rotation(job, run.rotation), place(run.k), place(run.v)};
     }
-    const auto earlier = [](const placed_run& a, const placed_run& b) { return a.keys.first < b.keys.first; };
-    std::sort(keys_, keys_ + size_, earlier);
-    std::sort(values_, values_ + size_, earlier);
+    sort_runs(runs_, size_);
   }
 
   void check_each_key_once() const {
     for (index_t r = 1; r < size_; ++r)
-      if (keys_[r].keys.first < keys_[r - 1].keys.last)
-        refuse("attend: expected every key in one run, got key %lld in two", printable(keys_[r].keys.first));
+      if (runs_[r].indices.first < runs_[r - 1].indices.last)
+        refuse("attend: expected every key in one run, got key %lld in two", printable(runs_[r].indices.first));
   }
 
   // That the runs hold all of `seen`, keys that queries from first_query on see.
   void check_that_hold(index_range seen, index_t first_query) const {
     index_t key = seen.first;
-    for (index_t r = 0; r < size_ && key < seen.last; ++r) {
-      if (keys_[r].keys.first > key) break;
-      key = max(key, keys_[r].keys.last);
-    }
+    for (index_t r = 0; r < size_ && key < seen.last && runs_[r].indices.first <= key; ++r)
+      key = max(key, runs_[r].indices.last);
     if (key < seen.last)
       refuse("attend: expected a run with key %lld, which query %lld sees, got none that has it", printable(key),
              printable(max(key, first_query)));
   }
 
   template <class Real>
-  void enter(attention_job<Real>& job) const {
-    for (row_store<Real>& keys : job.rows.keys) enter(keys, keys_);
-    enter(job.rows.sink_values, values_);
-    enter(job.rows.window_values, values_);
+  void enter(key_value_rows<Real>& rows) const {
+    for (row_store<Real>& keys : rows.keys) enter(keys);
+    enter(rows.sink_values);
+    enter(rows.window_values);
   }
 
  private:
-  static placed_run place(const erased_run& run, const tensor& rows, row_rotation rotation) {
-    return {run.keys(), rows.data, rows.token_bytes(), rows.head_bytes(), rotation};
-  }
+  static placed_rows place(const tensor& t) { return {t.data, t.token_bytes(), t.head_bytes()}; }
   template <class Real>
-  void enter(row_store<Real>& store, const placed_run* runs) const {
-    store.runs = runs;
+  void enter(row_store<Real>& store) const {
+    store.runs = runs_;
     store.num_runs = size_;
   }
 
-  placed_run* keys_;
-  placed_run* values_;
+  placed_run* runs_;
   index_t size_ = 0;
 };
 
-// A call that was checked, but for keys that are missing, or there twice: the tables tell.
+// A call that was checked, but for keys that are missing, or there twice: the table tells.
 template <class Real, class RunAt, class Executor>
 void attend_runs(const runs_call<RunAt>& call, const lambda_shape& shape, const position_data& encoding,
                  const attention_options& options, const pair_kernels<Real>* (*pairs)(isa_level), Executor& executor) {
   attention_job<Real> job = runs_job<Real>(call, shape, encoding, options, pairs);
+  const index_t seen = job.q.tokens > 0 ? job.keys_seen() : 0;
+  if (seen > most_keys_seen)
+    refuse("attend: expected queries that see at most 2^40 keys together, got %lld", printable(seen));
   workspace own;
   workspace& memory = options.workspace != nullptr ? *options.workspace : own;
   const kernel_table<Real>& kernels = kernels_for<Real>(options.isa);
   const job_list<Real> list(&job, 1, executor.num_workers());
-  const index_t table_bytes = run_tables::bytes(call.num_runs);
+  const index_t table_bytes = run_table::bytes(call.num_runs);
   memory.reserve(table_bytes + call_scratch<Real>(kernels, list).bytes());
-  const run_tables tables(job, call, memory.data());
-  tables.check_each_key_once();
+  const run_table table(job, call, memory.data());
+  table.check_each_key_once();
   if (job.q.tokens > 0) {
-    tables.check_that_hold(sinks_seen(job.plan, job.num_tokens()), job.first_query);
-    tables.check_that_hold(window_seen(job.plan, job.first_query, job.num_tokens()), job.first_query);
+    table.check_that_hold(sinks_seen(job.plan, job.num_tokens()), job.first_query);
+    table.check_that_hold(window_seen(job.plan, job.first_query, job.num_tokens()), job.first_query);
   }
-  tables.enter(job);
+  table.enter(job.rows);
   run_jobs(kernels, list, memory, table_bytes, executor);
 }
 

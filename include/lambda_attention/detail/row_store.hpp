@@ -27,13 +27,19 @@ struct row_run {
   row_rotation rotation;
 };
 
-// The rows of the keys [keys.first, keys.last) in a caller's memory. Tables of them are in the order of keys.
-struct placed_run {
-  index_range keys;
+// Where the rows of some keys, or of their values, lie in a caller's memory.
+struct placed_rows {
   const unsigned char* data;
   index_t row_bytes;
   index_t head_bytes;
-  row_rotation rotation;
+};
+
+// The keys [indices.first, indices.last) and their values. Tables of runs are in the order of keys.
+struct placed_run {
+  index_range indices;
+  row_rotation rotation;  // of the keys
+  placed_rows keys;
+  placed_rows values;
 };
 
 // The row of key j of KV head h lies at data + h * head_bytes + (j % capacity) * row_bytes; its scale, of heads as far apart,
@@ -51,8 +57,10 @@ struct row_store {
   index_t dim = 0;
   index_t number_bytes = 0;  // of a caller's tensors
   row_rotation rotation = row_rotation::none;
+  bool in_runs = false;
   const placed_run* runs = nullptr;
   index_t num_runs = 0;
+  placed_rows placed_run::*rows_of_run = &placed_run::keys;
   read_elements_function read_elements = nullptr;  // custom elements of a tensor
   decode_function decode = nullptr;                // custom rows of a cache
 
@@ -69,10 +77,11 @@ struct row_store {
 
   // The rows of a head from that of `key` on, wherever they are. A table must hold it.
   row_run run_from(index_t head, index_t key) const {
-    if (num_runs == 0) return {row(head, key), scale(head, key), row_bytes, run_length(key), rotation};
+    if (!in_runs) return {row(head, key), scale(head, key), row_bytes, run_length(key), rotation};
     const placed_run& run = run_of(key);
-    return {run.data + head * run.head_bytes + (key - run.keys.first) * run.row_bytes, nullptr, run.row_bytes,
-            run.keys.last - key, run.rotation};
+    const placed_rows& rows = run.*rows_of_run;
+    return {rows.data + head * rows.head_bytes + (key - run.indices.first) * rows.row_bytes, nullptr, rows.row_bytes,
+            run.indices.last - key, rows_of_run == &placed_run::keys ? run.rotation : row_rotation::none};
   }
 
   // Whether a run of a caller's is read as well as a ring of a cache: row after row, and for long enough.
@@ -114,7 +123,7 @@ struct row_store {
     index_t first = 0;
     for (index_t count = num_runs; count > 1;) {
       const index_t half = count / 2;
-      if (runs[first + half].keys.first <= key) first += half;
+      if (runs[first + half].indices.first <= key) first += half;
       count -= half;
     }
     return runs[first];
@@ -173,7 +182,7 @@ constexpr row_treatment treatment_of(row_rotation row, row_rotation wanted) {
 template <class Real>
 bool readable_in_place(const row_store<Real>& store, row_rotation wanted, bool in_pairs = false) {
   const index_t element = in_pairs ? 2 : static_cast<index_t>(sizeof(Real));
-  if (store.num_runs > 0 || store.rotation != wanted || store.row_bytes >= (store.dim + row_multiple) * element)
+  if (store.in_runs || store.rotation != wanted || store.row_bytes >= (store.dim + row_multiple) * element)
     return false;
   if (!in_pairs) return store.format == native_format<Real>;
   constexpr index_t word = 4;

@@ -1,5 +1,5 @@
-// Queries at a single position, 1, 2 or 4 heads of one KV head, against rows as a cache stores them: a vector along the
-// row, each row read from memory once for all heads. Rows are padded with zeros to row_multiple. Included by kernel_text.inl.
+// A few queries, 1, 2 or 4 "heads" of one KV head at any positions, against rows as they are stored: a vector along the row,
+// each row read from memory once for all of them. Rows have a multiple of row_multiple numbers. Included by kernel_text.inl.
 
 // A run of elements as it is quickest to widen: `Vectors` of them from one load, of lanes elements each. The bits of a
 // bfloat16 are the upper half of a float's, so that in a vector of them a mask leaves those at odd places and a shift those

@@ -89,8 +89,9 @@ index_t stream_scratch_bytes(isa_level isa, const cache_core<Real>& cache, const
     scratch.add(kernels_for<Real>(isa), job);
     return scratch.bytes();
   };
-  // Few tokens are read position by position, which takes another scratch than tiles.
-  return job_bytes<Real>(1) + max(bytes_for(tokens), bytes_for(min(tokens, attention_job<Real>::most_by_position)));
+  // Few tokens are read off the rows as they lie, which takes another scratch than tiles.
+  const index_t few = attention_job<Real>::most_by_position(max(1, num_heads / cache.shape().num_kv_heads));
+  return job_bytes<Real>(1) + max(bytes_for(tokens), bytes_for(min(tokens, few)));
 }
 
 // The rounds of a call. In each, every stream that has tokens left takes in at most max_append of them: rows are written,

@@ -137,7 +137,7 @@ class task_rows {
   }
 
   // Copies the keys of `seen` that are not held, a chunk of a run at a time; the last chunk is that of the queries, which are
-  // turned by the same angles.
+  // turned by the same angles unless a run ends in it.
   void extend_keys(key_kind kind, index_range held, index_range seen, index_t first_query) {
     const row_window<Real>& window = keys(kind);
     const row_store<Real>& store = job_.rows.keys[static_cast<int>(kind)];
@@ -259,12 +259,13 @@ scratch_sizes row_sizes(const attention_job<Real>& job) {
 
 // KV heads that a task takes through its chunks together. Where the rows of a token's heads share a page of memory, a page
 // is then looked up once for all of them, not once for each; a lookup costs about what four queries' copies do. Their rings
-// should stay in a core's share of the cache. A kv_cache keeps the rows of a head together, and heads that are taken one
-// position at a time have their partial results each.
+// should stay in a core's share of the cache. A kv_cache keeps the rows of a head together, and where rows are read as
+// they lie each head has partial results of its own.
 template <class Real>
 index_t heads_per_task(const attention_job<Real>& job) {
   constexpr index_t page = 4096, most_bytes = 6 << 20;
-  if (job.one_position != nullptr || job.rows.keys[static_cast<int>(key_kind::window_near)].head_bytes >= page)
+  const bool of_a_cache = job.one_position != nullptr && !job.rows.window_values.in_runs;
+  if (of_a_cache || job.by_position() || job.rows.keys[static_cast<int>(key_kind::window_near)].head_bytes >= page)
     return 1;
   const scratch_sizes sizes = row_sizes(job);
   index_t elements = sizes.sink_value_elements + sizes.window_value_elements;
@@ -295,9 +296,10 @@ void add_sizes(const kernel_table<Real>& kernels, const attention_job<Real>& job
       sizes.pair_words = max(sizes.pair_words, round_up(words_of_keys(true, job.head_dim()), row_multiple));
     return;
   }
-  const index_t keys = job.keys_seen(), heads = min(job.group(), most_heads_by_position);
-  sizes.width = max(sizes.width, heads);
-  sizes.scores = max(sizes.scores, heads * round_up(keys + row_multiple, row_multiple));
+  const index_t queries = min(job.q.tokens * job.group(), most_queries_by_position);
+  const index_t keys = job.keys_seen() + 2 * job.q.tokens;  // some are near to one query and far from another
+  sizes.width = max(sizes.width, queries);
+  sizes.scores = max(sizes.scores, queries * round_up(keys + row_multiple, row_multiple));
   sizes.partial_rows = max(sizes.partial_rows, job.q.tokens * job.group() * num_parts(job));
 }
 
