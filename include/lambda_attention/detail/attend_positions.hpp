@@ -16,8 +16,8 @@ namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
 
-// `heads` query heads from first_head on, all of KV head kv_head, and as many positions as that leaves of
-// most_queries_by_position. Kernels take 4 queries at a time; a few rows go through all queries before the next, so that
+// `heads` query heads from first_head on, all of KV head kv_head; where they are the whole group, as many positions as leave it
+// at most_queries_by_position. Kernels take 4 queries at a time; a few rows go through all queries before the next, so that
 // memory is read once. The keys of all parts come before the values of the first, so that memory is read strictly in order.
 template <class Real>
 class position_driver {
@@ -40,7 +40,8 @@ class position_driver {
 
   // Some parts of the keys of the queries [first, last), those of a chunk.
   void run(index_t first, index_t last, index_range parts) {
-    const index_t together = max(1, most_queries_by_position / heads_);
+    // Partial results of positions lie side by side where these heads are the whole group.
+    const index_t together = heads_ == job_.group() ? most_queries_by_position / heads_ : 1;
     while (first < last) {
       const index_t end = job_.plan.tile_end(first, min(first + together, last));
       attend(first, end, parts);
