@@ -1,6 +1,7 @@
 // Each option against the formula, in the three forms of a call: a whole sequence, chunks of a stream, single tokens.
 #include <lambda_attention/attention.hpp>
 #include <lambda_attention/options.hpp>
+#include <lambda_attention/partial.hpp>
 #include <lambda_attention/position/alibi.hpp>
 #include <lambda_attention/position/rope.hpp>
 
@@ -13,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "refusal.hpp"
 #include "tensors.hpp"
 
 namespace la = lambda_attention;
@@ -224,4 +226,64 @@ TEST(Options, FirstPositionOfASequence) {
   la::attend(s.q.view(), s.k.view(), s.v.view(), shape, la::rope(dim), s.out.view(), options);
   EXPECT_FALSE(same_bits(s.out.elements, at_zero));  // other angles, other rounding
   EXPECT_LE(nmse(s.out.elements, expected(s, shape, la::rope(dim))), 1e-11);
+}
+
+// Refused before anything is written; other columns than those of keys that are seen become zeros (tests/laws/weights_test.cpp).
+TEST(Weights, Refusals) {
+  sequence<> s(n, heads, kv_heads, dim, v_dim);
+  const la::rope position(dim);
+  la::kv_cache<la::f32, la::rope> cache(shape, position, kv_heads, dim, v_dim);
+  la::append(s.k.view(), s.v.view(), cache);
+  std::fill(s.out.elements.begin(), s.out.elements.end(), 5.0f);
+  dense<float> weights(n, heads, 20);
+  const auto refused = [&](index_t tokens, const la::tensor_view<float>& view) {
+    attention_options options;
+    options.weights = view;
+    const std::string message =
+        refusal([&] { la::attend(s.q.view().slice(0, tokens), cache, s.out.view().slice(0, tokens), options); });
+    EXPECT_EQ(s.out.elements, std::vector<float>(s.out.elements.size(), 5.0f)) << message;
+    EXPECT_EQ(weights.elements, std::vector<float>(weights.elements.size())) << message;
+    return message;
+  };
+  EXPECT_EQ(refused(5, weights.view().slice(0, 5)), "attend: expected at most 4 tokens with options.weights, got 5");
+  EXPECT_EQ(refused(2, weights.view().slice(0, 3)),
+            "attend: expected options.weights to be [2, 8, at least 20], got [3, 8, 20]");
+  la::tensor_view<float> narrow = weights.view().slice(0, 2);
+  narrow.dim = 19;
+  EXPECT_EQ(refused(2, narrow), "attend: expected options.weights to be [2, 8, at least 20], got [2, 8, 19]");
+  la::tensor_view<float> folded = weights.view().slice(0, 2);
+  folded.head_stride = 4;
+  EXPECT_EQ(refused(2, folded),
+            "attend: expected options.weights with rows that do not overlap, got dim = 20, token_stride = 160, "
+            "head_stride = 4");
+  EXPECT_EQ(refused(1, {s.out.elements.data(), 1, heads, 20, 0, 20}),
+            "attend: expected options.weights not to overlap q, out, options.lse or options.sink_logits, got "
+            "overlapping memory");
+
+  attention_options options;
+  options.weights = weights.view();
+  EXPECT_EQ(refusal([&] { la::attend(s.q.view(), s.k.view(), s.v.view(), shape, position, s.out.view(), options); }),
+            "attend: expected no options.weights for a whole sequence, got 20 columns");
+  options.weights = {s.k.elements.data(), 1, heads, 20, 0, 20};
+  EXPECT_EQ(refusal([&] {
+              la::attend(s.q.view().slice(0, 1), s.k.view().slice(0, 1), s.v.view().slice(0, 1), cache,
+                         s.out.view().slice(0, 1), options);
+            }),
+            "attend: expected options.weights not to overlap k or v, got overlapping memory");
+  dense<float> lse(1, heads, 1);
+  EXPECT_EQ(refusal([&] {
+              la::attend_partial(s.q.view().slice(0, 1), cache, {0, 10},
+                                 la::partial_result{s.out.view().slice(0, 1), lse.view()}, options);
+            }),
+            "attend_partial: expected no options.weights, for they are of all keys, got 20 columns");
+  options.weights = weights.view().slice(0, 1);
+  auto other = cache;
+  dense<float> other_out(1, heads, v_dim);
+  const auto step = [&](auto& of, const la::tensor_view<float>& out) {
+    return la::stream_step{s.q.view().slice(0, 1), s.k.view().slice(0, 1), s.v.view().slice(0, 1), &of, out};
+  };
+  const std::vector steps = {step(cache, s.out.view().slice(0, 1)), step(other, other_out.view())};
+  EXPECT_EQ(refusal([&] { la::attend(steps.data(), 2, options); }),
+            "attend: expected no options.weights with more than one stream, got 2 streams");
+  EXPECT_EQ(cache.num_tokens(), n);
 }

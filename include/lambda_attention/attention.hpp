@@ -106,7 +106,8 @@ void attend(const tensor_view<Q>& q, const kv_cache<Storage, Position>& cache, c
   static_assert(!std::is_const_v<Out>,
                 "lambda_attention: attend(): `out` must be a view of elements that are not const");
   const detail::tensor queries = detail::erase(q), outputs = detail::erase(out);
-  detail::check_stream_queries(queries, outputs, cache.core(), detail::limits_of(cache.position()), options);
+  detail::check_stream_queries(queries, outputs, cache.core(), cache.num_tokens(), detail::limits_of(cache.position()),
+                               options);
   detail::check_newest(queries.tokens, cache.core());
   const auto job =
       detail::stream_job(queries, outputs, cache.core(), cache.num_tokens(), cache.position().data(), options);

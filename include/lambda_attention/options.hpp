@@ -23,6 +23,10 @@ struct attention_options {
   index_t first_position = 0;  ///< position of index 0: of a sequence's first token; a cache has its own
   tensor_view<float> lse =
       {};  ///< [n, heads, 1]: the natural log of the sum of e^logit, learned sinks not included; float, whatever is computed in
+  /// [n, heads, columns]: how much weight each key has for each query, e^logit over the sum that out is divided by. A sink's is in
+  /// the column of its index, a window key's in column num_sinks + index - shape.window_keys(query).first; other columns become
+  /// zeros. For few queries over a cache or over runs: n * heads / kv_heads <= 16, or n <= 4.
+  tensor_view<float> weights = {};
   isa_level isa = isa_level::automatic;
   lambda_attention::workspace* workspace = nullptr;
 };

@@ -67,7 +67,8 @@ void attend_partial(const tensor_view<Q>& q, const kv_cache<Storage, Position>& 
                 "lambda_attention: attend_partial(): `result` must have views of elements that are not const");
   const detail::tensor queries = detail::erase(q), lse = detail::erase(result.lse), out = detail::erase(result.out);
   detail::check_part(keys, options);
-  detail::check_stream_queries(queries, out, cache.core(), detail::limits_of(cache.position()), options);
+  detail::check_stream_queries(queries, out, cache.core(), cache.num_tokens(), detail::limits_of(cache.position()),
+                               options);
   detail::check_newest(queries.tokens, cache.core());
   detail::check_lse_of_part(lse, out, {queries, out});
   auto job = detail::stream_job(queries, out, cache.core(), cache.num_tokens(), cache.position().data(), options);

@@ -56,8 +56,8 @@ struct call {
   }
 
   void join() {
-    alignas(la::detail::buffer_alignment) Real row[padded_v_dim];
-    join_parts(la::detail::kernels_for<Real>(la::isa_level::automatic), job, partials(), 0, row);
+    alignas(la::detail::buffer_alignment) Real row[padded_v_dim], scores[1];
+    join_parts(la::detail::kernels_for<Real>(la::isa_level::automatic), job, partials(), 0, row, scores);
   }
 };
 

@@ -205,17 +205,30 @@ class position_driver {
         job_.one_position->adjust_scores(scores + row * score_stride_, now.rows.num_keys, job_.soft_cap,
                                          slope_of(job_, head_of(row)), bias_row_of(job_, head_of(row)),
                                          num_biases_of(job_), bias.distance, bias.key_step);
-        hide(now, query_of(row), scores + row * score_stride_);
+        const index_range seen = keys_seen(now, query_of(row));
+        hide(seen, now.rows.num_keys, scores + row * score_stride_);
+        if (job_.weights.data != nullptr) keep(now, row, seen, scores + row * score_stride_);
       }
     });
   }
 
-  // Keys that others of the queries see in this band, and this one does not: some before those that it sees, some behind.
-  void hide(const row_piece& piece, index_t query, Real* scores) const {
-    const index_t farthest = min(piece.band->farthest, query);
-    const index_t first = max(0, query - farthest - piece.key), end = query - piece.band->nearest + 1 - piece.key;
-    for (index_t k = 0; k < min(first, piece.rows.num_keys); ++k) scores[k] = static_cast<Real>(hidden_score);
-    for (index_t k = max(0, end); k < piece.rows.num_keys; ++k) scores[k] = static_cast<Real>(hidden_score);
+  // Those keys of a piece, counted from its first, that a query sees in the piece's band. Others of the queries see the rest.
+  static index_range keys_seen(const row_piece& piece, index_t query) {
+    const index_t oldest = query - min(piece.band->farthest, query), newest = query - piece.band->nearest;
+    return {min(piece.rows.num_keys, max(0, oldest - piece.key)),
+            max(0, min(piece.rows.num_keys, newest + 1 - piece.key))};
+  }
+  static void hide(index_range seen, index_t num_keys, Real* scores) {
+    for (index_t k = 0; k < seen.first; ++k) scores[k] = static_cast<Real>(hidden_score);
+    for (index_t k = max(seen.first, seen.last); k < num_keys; ++k) scores[k] = static_cast<Real>(hidden_score);
+  }
+
+  // Scores in the place of weights, for join_parts() to turn into them.
+  void keep(const row_piece& piece, index_t row, index_range seen, const Real* scores) const {
+    const index_t query = query_of(row);
+    float* const kept = reinterpret_cast<float*>(job_.weights.row(query - job_.first_query, head_of(row)));
+    const index_t column = weight_column(job_.plan.shape, query, piece.key + seen.first);
+    for (index_t k = seen.first; k < seen.last; ++k) kept[column + k - seen.first] = static_cast<float>(scores[k]);
   }
 
   // Scores of a part to weights, and the sum of values with these.

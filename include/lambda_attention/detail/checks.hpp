@@ -85,6 +85,10 @@ inline void check_lse(const tensor& lse, const tensor& out, const char* where, c
   check_distinct_rows(lse, where, name);
 }
 
+inline tensor sink_row_of(const attention_options& options) {
+  return erase(tensor_view<const float>(options.sink_logits.data, 1, 1, options.sink_logits.size, 0, 0));
+}
+
 inline void check_options(const attention_options& options, const tensor& q, const tensor& out) {
   check_isa(options.isa, "attend");
   constexpr double largest = 1e30;
@@ -96,7 +100,7 @@ inline void check_options(const attention_options& options, const tensor& q, con
   if ((sinks.data != nullptr || sinks.size != 0) && (sinks.data == nullptr || sinks.size != q.heads))
     refuse("attend: expected options.sink_logits with q.heads = %lld numbers, got %lld%s", printable(q.heads),
            printable(sinks.size), sinks.data == nullptr ? " at a null pointer" : "");
-  const tensor sink_row = erase(tensor_view<const float>(sinks.data, 1, 1, sinks.size, 0, 0));
+  const tensor sink_row = sink_row_of(options);
   if (overlap(sink_row, out)) refuse("attend: expected options.sink_logits not to overlap out, got overlapping memory");
   if (options.lse.data == nullptr) return;
   const tensor lse = erase(options.lse);
@@ -131,11 +135,31 @@ inline void check_keys(const tensor& k, const tensor& v, const char* where) {
   check_equal(v.heads, k.heads, where, "v.heads", "k.heads");
 }
 
-inline void check_lse_alias(const attention_options& options, const tensor& k, const tensor& v) {
-  if (options.lse.data == nullptr) return;
-  const tensor lse = erase(options.lse);
-  if (overlap(lse, k) || overlap(lse, v))
-    refuse("attend: expected options.lse not to overlap k or v, got overlapping memory");
+inline void check_not_k_or_v(const tensor& written, const char* name, const tensor& k, const tensor& v) {
+  if (written.data != nullptr && (overlap(written, k) || overlap(written, v)))
+    refuse("attend: expected %s not to overlap k or v, got overlapping memory", name);
+}
+
+// Weights of queries that are followed by index `last`.
+inline void check_weights(const attention_options& options, const lambda_shape& shape, index_t last, index_t kv_heads,
+                          const tensor& q, const tensor& out) {
+  if (options.weights.data == nullptr) return;
+  const tensor weights = erase(options.weights);
+  check_tensor(weights, "attend", "options.weights");
+  const index_t most = most_tokens_by_position(q.heads / kv_heads);
+  if (q.tokens > most)
+    refuse("attend: expected at most %lld tokens with options.weights, got %lld", printable(most), printable(q.tokens));
+  const index_t sinks = min(shape.num_sinks, last), columns = sinks + min(shape.window, last - sinks);
+  if (weights.tokens != q.tokens || weights.heads != q.heads || weights.dim < columns)
+    refuse("attend: expected options.weights to be [%lld, %lld, at least %lld], got [%lld, %lld, %lld]",
+           printable(q.tokens), printable(q.heads), printable(columns), printable(weights.tokens),
+           printable(weights.heads), printable(weights.dim));
+  check_distinct_rows(weights, "attend", "options.weights");
+  if (overlap(weights, q) || overlap(weights, out) ||
+      (options.lse.data != nullptr && overlap(weights, erase(options.lse))) || overlap(weights, sink_row_of(options)))
+    refuse(
+        "attend: expected options.weights not to overlap q, out, options.lse or options.sink_logits, got "
+        "overlapping memory");
 }
 
 // What of a job does not depend on where its keys are.
@@ -145,6 +169,7 @@ attention_job<Real> job_of(const tensor& q, const tensor& out, const attention_o
   job.q = q;
   job.out = out;
   job.lse = erase(options.lse);
+  job.weights = erase(options.weights);
   job.sink_logits = options.sink_logits.data;
   const double scale = options.scale != 0 ? options.scale : 1 / __builtin_sqrt(static_cast<double>(q.dim));
   job.scale = static_cast<Real>(scale * log2_e);
@@ -199,7 +224,10 @@ attention_job<Real> checked_sequence_job(const tensor& q, const tensor& k, const
   check_equal(k.tokens, q.tokens, "attend", "k.tokens", "q.tokens");
   check_alias(out, k, "attend", "k");
   check_alias(out, v, "attend", "v");
-  check_lse_alias(options, k, v);
+  check_not_k_or_v(erase(options.lse), "options.lse", k, v);
+  if (options.weights.data != nullptr)
+    refuse("attend: expected no options.weights for a whole sequence, got %lld columns",
+           printable(options.weights.dim));
   check_positions(options.first_position, q.tokens, "attend");
 
   attention_job<Real> job = job_of<Real>(q, out, options);
@@ -230,13 +258,15 @@ attention_job<Real> stream_job(const tensor& q, const tensor& out, const cache_c
   return job;
 }
 
+// Queries of a stream, of which the last is followed by index `last`.
 template <class Real>
-void check_stream_queries(const tensor& q, const tensor& out, const cache_core<Real>& cache,
+void check_stream_queries(const tensor& q, const tensor& out, const cache_core<Real>& cache, index_t last,
                           const encoding_limits& limits, const attention_options& options) {
   const auto& shape = cache.shape();
   const key_value_extents keys = {shape.num_kv_heads,   shape.head_dim,   shape.v_head_dim,
                                   "cache.num_kv_heads", "cache.head_dim", "cache.v_head_dim"};
   check_queries(q, out, keys, limits, options);
+  check_weights(options, shape.plan.shape, last, shape.num_kv_heads, q, out);
   if (options.first_position != 0)
     refuse("attend: expected options.first_position = 0 with a cache, which has its own, got %lld",
            printable(options.first_position));

@@ -28,12 +28,14 @@ struct key_value_rows {
 
 // Queries, of any positions and heads, that are read off the rows of one KV head together.
 inline constexpr index_t most_queries_by_position = 16;
+constexpr index_t most_tokens_by_position(index_t group) { return max(4, most_queries_by_position / group); }
 
 template <class Real>
 struct attention_job {
   tensor q;
   tensor out;
   tensor lse;           // float or double; no data: not wanted
+  tensor weights;       // float; no data: not wanted
   index_t first_query;  // index of the token of q's first row
   index_t num_kv_heads;
   std::uint64_t first_position;
@@ -63,14 +65,18 @@ struct attention_job {
   bool any_in_pairs() const { return sinks_in_pairs || window_in_pairs; }
 
   // Queries at so few positions are better read off the rows as they lie than in tiles that stay empty.
-  bool by_position() const { return one_position != nullptr && q.tokens <= most_by_position(group()); }
-  static constexpr index_t most_by_position(index_t group) { return max(4, most_queries_by_position / group); }
+  bool by_position() const { return one_position != nullptr && q.tokens <= most_tokens_by_position(group()); }
 
   // Whether the kernels then read the rows where they lie, with nothing copied.
   bool as_stored(key_kind kind) const {
     return by_position() && (is_sink(kind) ? rows.sinks_as_stored : rows.window_as_stored);
   }
 };
+
+// The column of attention_options::weights that a query's key has.
+constexpr index_t weight_column(const lambda_shape& shape, index_t query, index_t key) {
+  return key < shape.num_sinks ? key : shape.num_sinks + key - shape.window_keys(query).first;
+}
 
 // The distance at which the bias of position 0 of a tile and key `key` is taken, and how it changes along lanes and keys.
 struct bias_distance {

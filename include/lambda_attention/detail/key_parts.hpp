@@ -67,6 +67,27 @@ class partial_results {
   Real* output_;
 };
 
+// The weights of one query and head, of whose keys the scores are in their place. `scores` is room for all of them.
+template <class Real>
+void write_weights(const attention_job<Real>& job, index_t token, index_t head, Real* scores) {
+  const index_t query = job.first_query + token;
+  const lambda_shape& shape = job.plan.shape;
+  float* const row = reinterpret_cast<float*>(job.weights.row(token, head));
+  const index_range seen[] = {shape.sink_keys(query), shape.window_keys(query)};
+  index_t num_keys = 0;
+  for (const index_range keys : seen)
+    for (index_t key = keys.first; key < keys.last; ++key)
+      scores[num_keys++] = static_cast<Real>(row[weight_column(shape, query, key)]);
+  Real sum = 0;
+  const Real max = job.one_position->softmax(scores, num_keys, &sum);
+  const Real scale = normaliser(sum, max, sink_logit_of(job, head));
+  for (index_t column = 0; column < job.weights.dim; ++column) row[column] = 0;
+  num_keys = 0;
+  for (const index_range keys : seen)
+    for (index_t key = keys.first; key < keys.last; ++key)
+      row[weight_column(shape, query, key)] = static_cast<float>(scores[num_keys++] * scale);
+}
+
 // Writes the output of one query and head. Its partial results are those of first_row and of every rows_per_part on.
 //
 //     out = sum_p 2^(max_p - max) output_p / sum_p 2^(max_p - max) sum_p
@@ -100,14 +121,16 @@ void join_parts(const kernel_table<Real>& kernels, const attention_job<Real>& jo
   write_lse(job, token, head, sum, most);
 }
 
-// Of all queries of a job and all heads of a KV head. `row` is room for one.
+// Of all queries of a job and all heads of a KV head. `row` is room for one, `scores` for those of one.
 template <class Real>
 void join_parts(const kernel_table<Real>& kernels, const attention_job<Real>& job,
-                const partial_results<Real>& partials, index_t kv_head, Real* row) {
+                const partial_results<Real>& partials, index_t kv_head, Real* row, Real* scores) {
   const index_t group = job.group();
   for (index_t token = 0; token < job.q.tokens; ++token)
-    for (index_t h = 0; h < group; ++h)
+    for (index_t h = 0; h < group; ++h) {
       join_parts(kernels, job, partials, token * group + h, token, kv_head * group + h, row);
+      if (job.weights.data != nullptr) write_weights(job, token, kv_head * group + h, scores);
+    }
 }
 
 }  // namespace detail

@@ -104,7 +104,7 @@ class name_of_run {
 
 // Run r of a call, of which `model` is the first.
 inline void check_run(const erased_run& run, index_t r, const erased_run& model, const tensor& out,
-                      const encoding_limits& limits, index_t first_position) {
+                      const encoding_limits& limits, const attention_options& options) {
   const name_of_run name(r), k(r, ".k"), v(r, ".v");
   check_tensor(run.k, "attend", k);
   check_tensor(run.v, "attend", v);
@@ -116,10 +116,11 @@ inline void check_run(const erased_run& run, index_t r, const erased_run& model,
     refuse("attend: expected %s with heads, k.dim and v.dim as runs[0], %lld, %lld and %lld, got %lld, %lld and %lld",
            static_cast<const char*>(name), printable(model.k.heads), printable(model.k.dim), printable(model.v.dim),
            printable(run.k.heads), printable(run.k.dim), printable(run.v.dim));
-  check_indices(run.first, run.k.tokens, first_position, name);
+  check_indices(run.first, run.k.tokens, options.first_position, name);
   check_rotation(run.rotation, row_rotation::to_zero, limits, name);
   check_alias(out, run.k, "attend", k);
   check_alias(out, run.v, "attend", v);
+  check_not_k_or_v(erase(options.weights), "options.weights", run.k, run.v);
 }
 
 // All that can be wrong with a call but for its lse, and for keys that are missing, or there twice.
@@ -134,8 +135,9 @@ void check_runs(const runs_call<RunAt>& call, const lambda_shape& shape, const e
   const tensor &q = call.queries.q, &out = call.out;
   check_queries(q, out, {model.k.heads, model.k.dim, model.v.dim, "k.heads", "k.dim", "v.dim"}, limits, options);
   check_indices(call.queries.first, q.tokens, options.first_position, "q");
+  check_weights(options, shape, call.queries.first + q.tokens, model.k.heads, q, out);
   check_rotation(call.queries.rotation, row_rotation::to_position, limits, "q");
-  for (index_t r = 0; r < call.num_runs; ++r) check_run(call.run_at(r), r, model, out, limits, options.first_position);
+  for (index_t r = 0; r < call.num_runs; ++r) check_run(call.run_at(r), r, model, out, limits, options);
 }
 
 template <class RunAt>

@@ -20,6 +20,9 @@ inline void check_part(const index_range& keys, const attention_options& options
     refuse("attend_partial: expected keys with 0 <= first <= last, got first = %lld, last = %lld",
            printable(keys.first), printable(keys.last));
   if (options.lse.data != nullptr) refuse("attend_partial: expected no options.lse, for the result has one, got one");
+  if (options.weights.data != nullptr)
+    refuse("attend_partial: expected no options.weights, for they are of all keys, got %lld columns",
+           printable(options.weights.dim));
   if (options.sink_logits.data != nullptr)
     refuse("attend_partial: expected no options.sink_logits, for they are merge()'s, got %lld",
            printable(options.sink_logits.size));

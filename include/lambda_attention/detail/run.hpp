@@ -42,7 +42,8 @@ void attend_parts(const kernel_table<Real>& kernels, const attention_job<Real>& 
     position_driver<Real>(kernels, job, rows, turner, scratch, partials, kv_head, first_head + done,
                           min(most_queries_by_position, job.group() - done))
         .run(first, last, parts);
-  if (partials.complete(parts.size(), num_parts(job))) join_parts(kernels, job, partials, kv_head, scratch.output);
+  if (partials.complete(parts.size(), num_parts(job)))
+    join_parts(kernels, job, partials, kv_head, scratch.output, scratch.scores);
 }
 
 // The same in tiles.

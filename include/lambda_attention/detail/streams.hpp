@@ -35,11 +35,13 @@ void check_stream(const Step& s, const attention_options& options) {
   if (s.cache == nullptr) refuse("attend: expected a cache, got a null pointer");
   const tensor q = erase(s.q), k = erase(s.k), v = erase(s.v), out = erase(s.out);
   check_stream_keys(k, v, s.cache->core(), "attend");
-  check_stream_queries(q, out, s.cache->core(), limits_of(s.cache->position()), options);
+  check_stream_queries(q, out, s.cache->core(), saturating_add(s.cache->num_tokens(), q.tokens),
+                       limits_of(s.cache->position()), options);
   check_equal(k.tokens, q.tokens, "attend", "k.tokens", "q.tokens");
   check_alias(out, k, "attend", "k");
   check_alias(out, v, "attend", "v");
-  check_lse_alias(options, k, v);
+  check_not_k_or_v(erase(options.lse), "options.lse", k, v);
+  check_not_k_or_v(erase(options.weights), "options.weights", k, v);
 }
 
 // All that can be wrong with a call, before anything is written.
@@ -49,6 +51,8 @@ void check_streams(const Step* streams, index_t num_streams, const attention_opt
   if (num_streams > 0 && streams == nullptr) refuse("attend: expected streams, got a null pointer");
   if (num_streams > 1 && options.lse.data != nullptr)
     refuse("attend: expected no options.lse with more than one stream, got %lld streams", printable(num_streams));
+  if (num_streams > 1 && options.weights.data != nullptr)
+    refuse("attend: expected no options.weights with more than one stream, got %lld streams", printable(num_streams));
   for (index_t s = 0; s < num_streams; ++s) check_stream(streams[s], options);
   for (index_t a = 0; a < num_streams; ++a) {
     const tensor out = erase(streams[a].out);
@@ -90,7 +94,7 @@ index_t stream_scratch_bytes(isa_level isa, const cache_core<Real>& cache, const
     return scratch.bytes();
   };
   // Few tokens are read off the rows as they lie, which takes another scratch than tiles.
-  const index_t few = attention_job<Real>::most_by_position(max(1, num_heads / cache.shape().num_kv_heads));
+  const index_t few = most_tokens_by_position(max(1, num_heads / cache.shape().num_kv_heads));
   return job_bytes<Real>(1) + max(bytes_for(tokens), bytes_for(min(tokens, few)));
 }
 
@@ -141,6 +145,7 @@ class stream_runner {
     const token_range tokens = tokens_of(s, round);
     attention_options options = options_;
     if (options.lse.data != nullptr) options.lse = options.lse.slice(tokens.first, tokens.count);
+    if (options.weights.data != nullptr) options.weights = options.weights.slice(tokens.first, tokens.count);
     return stream_job(erase(s.q).slice(tokens.first, tokens.count), erase(s.out).slice(tokens.first, tokens.count),
                       s.cache->core(), s.cache->num_tokens() + tokens.count, s.cache->position().data(), options);
   }
