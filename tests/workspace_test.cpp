@@ -18,6 +18,7 @@
 #include <new>
 #include <vector>
 
+#include "refusal.hpp"
 #include "tensors.hpp"
 
 namespace la = lambda_attention;
@@ -207,6 +208,31 @@ TEST(ScratchBytes, AreEnoughForSingleTokensOfALongWindow) {
   };
   expect_no_allocations(la::serial_executor{});
   expect_no_allocations(workers_in_turn<3>{});
+}
+
+// As many queries as are read off the rows together, some keys of which are near to one and far from another.
+TEST(ScratchBytes, AreEnoughForDrafts) {
+  const la::rope position(dim);
+  la::kv_cache<la::f32, la::rope> cache({20, 3000, 1700}, position, heads, dim, v_dim);
+  sequence<float> s(4000, heads, heads, dim, v_dim);
+  la::append(s.k.view().slice(0, 3050), s.v.view().slice(0, 3050), cache);
+  const auto expect_no_allocations = [&](auto executor) {
+    la::attention_options options;
+    for (const index_t count : {15, 16, 17}) {
+      la::workspace memory(la::scratch_bytes(cache, heads, count, executor.num_workers()));
+      options.workspace = &memory;
+      EXPECT_EQ(allocations_of([&] { feed(s, cache, count, options, executor); }), 0) << count << " tokens";
+    }
+  };
+  expect_no_allocations(la::serial_executor{});
+  expect_no_allocations(workers_in_turn<3>{});
+}
+
+TEST(ScratchBytes, Refusals) {
+  const la::kv_cache<la::f32, la::none> cache(la::lm_infinite(4, 100), {}, 2, dim, v_dim);
+  const auto refused = [&](index_t num_heads) { return refusal([&] { la::scratch_bytes(cache, num_heads, 1); }); };
+  EXPECT_EQ(refused(0), "scratch_bytes: expected num_heads % cache.num_kv_heads == 0, both at least 1, got 0 and 2");
+  EXPECT_EQ(refused(3), "scratch_bytes: expected num_heads % cache.num_kv_heads == 0, both at least 1, got 3 and 2");
 }
 
 TEST(ScratchBytes, AreNotWasteful) {

@@ -51,7 +51,7 @@ query_run(index_t, tensor_view<Q>, row_rotation) -> query_run<Q>;
 /// caller's angles, see README. options.first_position is the position of index 0.
 ///
 /// A few queries, at most 16 over the heads of a group or 4 of each, read keys and values where they lie if both are float, half or
-/// bfloat16 (double where the call computes in it), in rows that begin at multiples of 4 bytes; head_dim and v_head_dim are
+/// bfloat16 (where the call computes in double: double), in rows that begin at multiples of 4 bytes; head_dim and v_head_dim are
 /// multiples of 16; and all keys that they see of the window, or of the sinks, are as wanted: rotated to_position while they
 /// are within distance_limit, R(0)k beyond. A factor of 1 leaves R(0)k = k; an encoding without rotation wants none. Sinks, or
 /// the window, that are not are copied and turned first, for each call, as all rows are for more queries.
@@ -59,7 +59,7 @@ query_run(index_t, tensor_view<Q>, row_rotation) -> query_run<Q>;
 /// q [n, heads, head_dim], out [n, heads, v_head_dim].
 /// Errors: std::invalid_argument, before anything is written: as for attend(); a key that a query sees and no run holds; a
 /// key in two runs; runs that differ in heads or dimensions; rotated rows where the encoding turns rows by a function;
-/// indices above 2^62.
+/// indices of 2^62 or more.
 /// Law: equals attend(q, k, v, shape, position, out), however the keys are cut; the same bits for any executor.
 /// Cost: as for attend(); R log R for R runs, so hand over those of the sinks and of the window.
 template <class Q, class K, class V, class Position, class Out, class Executor = serial_executor>

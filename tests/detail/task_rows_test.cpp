@@ -109,7 +109,7 @@ struct scratch {
   la::detail::buffer<unsigned char> memory;
 
   explicit scratch(const attention_job<float>& job) {
-    la::detail::add_sizes(kernels, job, sizes);
+    la::detail::add_sizes(kernels, job, 1, sizes);
     la::detail::scratch_arena counter(nullptr);
     la::detail::worker_scratch<float> unused(counter, sizes);
     memory = la::detail::buffer<unsigned char>(counter.used());
@@ -250,12 +250,13 @@ TEST(TaskRows, LieNoMultipleOfAKibibyteApart) {
 // Heads whose rows share pages of memory go through the chunks together, as many as their rings leave in the cache.
 TEST(TaskRows, OfNeighbouringHeadsAreTakenTogether) {
   sequence<la::half> s(la::lm_infinite(5, 100));
-  EXPECT_EQ(la::detail::heads_per_task(s.job), heads);
+  EXPECT_EQ(la::detail::heads_per_task(s.job, 1), heads);
+  EXPECT_EQ(la::detail::heads_per_task(s.job, heads), 1) << "as many workers";
   for (auto& keys : s.job.rows.keys) keys.head_bytes = 1 << 20;
-  EXPECT_EQ(la::detail::heads_per_task(s.job), 1);
+  EXPECT_EQ(la::detail::heads_per_task(s.job, 1), 1);
 
   sequence<la::half> wide(la::full_causal());
   wide.job.q.tokens = 20000;  // two rings of 20000 rows of 32 floats: 5 MB
   for (auto& keys : wide.job.rows.keys) keys.capacity = 20000;
-  EXPECT_EQ(la::detail::heads_per_task(wide.job), 1);
+  EXPECT_EQ(la::detail::heads_per_task(wide.job, 1), 1);
 }

@@ -32,6 +32,8 @@ class position_driver {
         scratch_(scratch),
         partials_(partials),
         num_parts_(num_parts(job)),
+        sinks_as_stored_(job.as_stored(key_kind::sinks_near)),
+        window_as_stored_(job.as_stored(key_kind::window_near)),
         kv_head_(kv_head),
         first_head_(first_head),
         heads_(heads),
@@ -103,7 +105,7 @@ class position_driver {
     const row_store<Real>& keys = job_.rows.keys[static_cast<int>(kind)];
     const row_store<Real>& values = is_sink(kind) ? job_.rows.sink_values : job_.rows.window_values;
     stored_rows run = {};
-    if (!job_.as_stored(kind)) {
+    if (!(is_sink(kind) ? sinks_as_stored_ : window_as_stored_)) {
       const row_window<Real>& key_window = rows_.keys(kind);
       const row_window<Real>& value_window = rows_.values(kind);
       run.format = native_format<Real>;
@@ -256,6 +258,8 @@ class position_driver {
   worker_scratch<Real>& scratch_;
   const partial_results<Real>& partials_;
   index_t num_parts_;
+  bool sinks_as_stored_;
+  bool window_as_stored_;
   index_t kv_head_;
   index_t first_head_;
   index_t heads_;

@@ -188,7 +188,7 @@ void choose_pairs(attention_job<Real>& job, const pair_kernels<Real>* pairs) {
   };
   if (pairs != nullptr && (job.head_dim() % pairs->dims_per_step != 0 || job.v_head_dim() % pairs->dims_per_step != 0))
     pairs = nullptr;
-  // What is copied for single positions is copied as numbers.
+  // What is copied for few queries is copied as numbers.
   const auto multiplied = [&](key_kind near) { return !job.by_position() || job.as_stored(near); };
   job.pairs = pairs;
   job.sinks_in_pairs = pairs != nullptr && multiplied(key_kind::sinks_near) &&

@@ -21,7 +21,7 @@ struct key_value_rows {
   row_rotation wanted[num_key_kinds];
   row_store<Real> sink_values;
   row_store<Real> window_values;
-  // Whether the kernels for single positions can read keys and values where they lie.
+  // Whether the kernels for few queries can read keys and values where they lie.
   bool sinks_as_stored;
   bool window_as_stored;
 };

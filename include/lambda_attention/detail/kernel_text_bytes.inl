@@ -1,4 +1,4 @@
-// The kernels of an ISA that multiplies bytes: those of the ISA below, and products of rows of bytes at a single position; see
+// The kernels of an ISA that multiplies bytes: those of the ISA below, and products of rows of bytes for a few queries; see
 // kernels.hpp.
 
 #include <lambda_attention/detail/single_position_bytes.inl>

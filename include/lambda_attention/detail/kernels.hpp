@@ -185,7 +185,7 @@ struct pair_kernels {
 
 template <class Real>
 struct position_kernels {
-  // One position, `heads` = 1, 2 or 4 query heads. `queries` are rows of `padded_dim`; scores are [heads][score_stride].
+  // 1, 2 or 4 queries of one KV head, `heads` of them, at any positions. `queries` are rows of `padded_dim`; scores are [heads][score_stride].
   void (*score_rows)(const Real* queries, int heads, index_t padded_dim, const stored_rows& rows, Real* scores,
                      index_t score_stride);
   void (*adjust_scores)(Real* scores, index_t num_keys, Real soft_cap, Real slope, const Real* bias_row,

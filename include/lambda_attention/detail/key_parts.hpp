@@ -1,6 +1,6 @@
 // The keys of a few queries in parts, where these are read off the rows as they lie: threads that outnumber the KV heads share
-// the parts of a head. Where the cuts lie depends on how many keys the queries of a call see and on nothing else, and parts are
-// joined in their order, so no bit of a result tells how many threads there were.
+// the parts of a head. Where the cuts lie depends on how many keys the queries of a call see that are taken together, and not on the
+// workers, and parts are joined in their order, so no bit of a result tells how many threads there were.
 //
 //     keys     0 ... 1039 | 1040 ... 2079 | 2080 ... 3119 | 3120 ... 4111      sinks first
 //     parts        0      |       1       |       2       |       3            each: max, sum, weighted values

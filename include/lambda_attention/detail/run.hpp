@@ -18,8 +18,7 @@ namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
 
-// KV heads and queries of a job that a worker takes in one go, and parts of their keys where they are taken one position at a
-// time.
+// KV heads and queries of a job that a worker takes in one go, and parts of their keys where these are read off as they lie.
 template <class Real>
 struct task {
   const attention_job<Real>* job;
@@ -31,7 +30,7 @@ struct task {
   index_t head_set;  // its number among those of all jobs
 };
 
-// The queries [first, last), those of a chunk, of all query heads of a KV head, one position at a time. Whoever ends the last
+// The queries [first, last), those of a chunk, of all query heads of a KV head, off the rows as they lie. Whoever ends the last
 // part joins them all.
 template <class Real>
 void attend_parts(const kernel_table<Real>& kernels, const attention_job<Real>& job, const task_rows<Real>& rows,
@@ -83,8 +82,8 @@ void run_task(const kernel_table<Real>& kernels, const task<Real>& t, worker_scr
 }
 
 template <class Real>
-index_t num_head_sets(const attention_job<Real>& job) {
-  return divide_up(job.num_kv_heads, heads_per_task(job));
+index_t num_head_sets(const attention_job<Real>& job, index_t num_workers) {
+  return divide_up(job.num_kv_heads, heads_per_task(job, num_workers));
 }
 
 // How many tasks each of a call's sets of KV heads is cut into, along the queries: one where that keeps the workers busy.
@@ -92,7 +91,7 @@ inline constexpr index_t tasks_per_worker = 4;
 constexpr index_t tasks_per_head_set(index_t head_sets, index_t num_workers) {
   return num_workers <= 1 || head_sets == 0 ? 1 : divide_up(tasks_per_worker * num_workers, head_sets);
 }
-// The same along the keys of queries taken one position at a time, which are short tasks, and equal in one stream: as few as
+// The same along the keys of few queries, which are short tasks, and equal in one stream: as few as
 // give every worker as much.
 constexpr index_t tasks_that_share_keys(index_t head_sets, index_t num_workers) {
   index_t tasks = 1;
@@ -110,7 +109,7 @@ class job_list {
   job_list(const attention_job<Real>* jobs, index_t count, index_t num_workers)
       : jobs_(jobs), count_(count), num_workers_(max(1, num_workers)) {
     index_t head_sets = 0;
-    for (const attention_job<Real>& job : *this) head_sets += num_head_sets(job);
+    for (const attention_job<Real>& job : *this) head_sets += num_head_sets(job, num_workers_);
     tasks_per_head_set_ = tasks_per_head_set(head_sets, num_workers_);
     tasks_that_share_keys_ = tasks_that_share_keys(head_sets, num_workers_);
   }
@@ -130,11 +129,12 @@ class job_list {
     t.job = jobs_;
     for (; number >= num_tasks(*t.job); ++t.job) {
       number -= num_tasks(*t.job);
-      t.head_set += num_head_sets(*t.job);
+      t.head_set += num_head_sets(*t.job, num_workers_);
     }
     const attention_job<Real>& job = *t.job;
-    const index_t head_set = number % num_head_sets(job), run = number / num_head_sets(job);
-    const index_t heads = heads_per_task(job), queries = queries_per_task(job), parts = parts_per_task(job);
+    const index_t head_set = number % num_head_sets(job, num_workers_), run = number / num_head_sets(job, num_workers_);
+    const index_t heads = heads_per_task(job, num_workers_), queries = queries_per_task(job),
+                  parts = parts_per_task(job);
     const index_t runs_of_parts = divide_up(parts_of(job), parts);
     t.head_set += head_set;
     t.first_kv_head = head_set * heads;
@@ -147,10 +147,8 @@ class job_list {
   }
 
  private:
-  static constexpr index_t fewest_queries = 512;
-
   index_t queries_per_task(const attention_job<Real>& job) const {
-    return round_up(max(divide_up(job.q.tokens, tasks_per_head_set_), fewest_queries), queries_per_chunk);
+    return round_up(max(divide_up(job.q.tokens, tasks_per_head_set_), fewest_queries_per_task), queries_per_chunk);
   }
   static index_t parts_of(const attention_job<Real>& job) { return job.by_position() ? num_parts(job) : 1; }
   index_t parts_per_task(const attention_job<Real>& job) const {
@@ -158,7 +156,7 @@ class job_list {
   }
   index_t num_tasks(const attention_job<Real>& job) const {
     return divide_up(job.q.tokens, queries_per_task(job)) * divide_up(parts_of(job), parts_per_task(job)) *
-           num_head_sets(job);
+           num_head_sets(job, num_workers_);
   }
 
   const attention_job<Real>* jobs_;
@@ -179,8 +177,8 @@ class call_scratch {
   }
 
   void add(const kernel_table<Real>& kernels, const attention_job<Real>& job) {
-    add_sizes(kernels, job, sizes_);
-    head_sets_ += num_head_sets(job);
+    add_sizes(kernels, job, num_workers_, sizes_);
+    head_sets_ += num_head_sets(job, num_workers_);
   }
 
   index_t bytes() const {

@@ -43,7 +43,7 @@ struct scratch_sizes {
   index_t window_value_elements = 0;
   index_t width = 0;
   index_t scores = 0;
-  index_t partial_rows = 0;  // of all queries and heads of a KV head, taken one position at a time
+  index_t partial_rows = 0;  // of all queries and heads of a KV head, read off the rows as they lie
 };
 
 template <class Real>

@@ -1,4 +1,4 @@
-// Queries at a single position, one, two or four heads of one KV head, against rows of bytes, by products of whole numbers. A
+// A few queries, one, two or four of one KV head, against rows of bytes, by products of whole numbers. A
 // query, and the weights of a few keys, are whole numbers times a unit of theirs, in two planes of bytes:
 //
 //     number = unit * (radix * upper + lower)      radix 128 and up to 127 * 128 for queries, which have signs

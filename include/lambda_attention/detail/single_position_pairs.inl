@@ -1,4 +1,4 @@
-// Queries at a single position against rows of bfloat16: each word of a row is a pair of a key's numbers, and two rows woven
+// A few queries against rows of bfloat16: each word of a row is a pair of a key's numbers, and two rows woven
 // into one another are pairs of values. Queries and weights are rounded. Included by kernel_text_pairs.inl.
 
 #include <lambda_attention/detail/row_products.inl>

@@ -78,6 +78,9 @@ constexpr index_t job_bytes(index_t num_jobs) {
 template <class Real>
 index_t stream_scratch_bytes(isa_level isa, const cache_core<Real>& cache, const position_data& encoding,
                              index_t num_heads, index_t num_tokens, index_t num_workers) {
+  if (num_heads < 1 || num_heads % cache.shape().num_kv_heads != 0)
+    refuse("scratch_bytes: expected num_heads %% cache.num_kv_heads == 0, both at least 1, got %lld and %lld",
+           printable(num_heads), printable(cache.shape().num_kv_heads));
   const index_t tokens = min(max(num_tokens, 0), cache.shape().max_append);
   tensor q, out;
   q.heads = out.heads = num_heads;
@@ -94,7 +97,7 @@ index_t stream_scratch_bytes(isa_level isa, const cache_core<Real>& cache, const
     return scratch.bytes();
   };
   // Few tokens are read off the rows as they lie, which takes another scratch than tiles.
-  const index_t few = most_tokens_by_position(max(1, num_heads / cache.shape().num_kv_heads));
+  const index_t few = most_tokens_by_position(num_heads / cache.shape().num_kv_heads);
   return job_bytes<Real>(1) + max(bytes_for(tokens), bytes_for(min(tokens, few)));
 }
 

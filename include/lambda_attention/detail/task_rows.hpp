@@ -257,12 +257,15 @@ scratch_sizes row_sizes(const attention_job<Real>& job) {
   return sizes;
 }
 
+// Of so many queries of a KV head or more are tasks in tiles: copying the window anew costs as much as some 50.
+inline constexpr index_t fewest_queries_per_task = 512;
+
 // KV heads that a task takes through its chunks together. Where the rows of a token's heads share a page of memory, a page
 // is then looked up once for all of them, not once for each; a lookup costs about what four queries' copies do. Their rings
 // should stay in a core's share of the cache. A kv_cache keeps the rows of a head together, and where rows are read as
-// they lie each head has partial results of its own.
+// they lie each head has partial results of its own. Nor are heads taken together where that would leave workers idle.
 template <class Real>
-index_t heads_per_task(const attention_job<Real>& job) {
+index_t heads_per_task(const attention_job<Real>& job, index_t num_workers) {
   constexpr index_t page = 4096, most_bytes = 6 << 20;
   const bool of_a_cache = job.one_position != nullptr && !job.rows.window_values.in_runs;
   if (of_a_cache || job.by_position() || job.rows.keys[static_cast<int>(key_kind::window_near)].head_bytes >= page)
@@ -271,13 +274,15 @@ index_t heads_per_task(const attention_job<Real>& job) {
   index_t elements = sizes.sink_value_elements + sizes.window_value_elements;
   for (const index_t key_elements : sizes.key_elements) elements += key_elements;
   const index_t most = max(1, most_bytes / (max(1, elements) * static_cast<index_t>(sizeof(Real))));
-  const index_t num_sets = divide_up(job.num_kv_heads, most);
+  const index_t busy = divide_up(num_workers, max(1, divide_up(job.q.tokens, fewest_queries_per_task)));
+  const index_t num_sets = max(divide_up(job.num_kv_heads, most), min(busy, job.num_kv_heads));
   return divide_up(job.num_kv_heads, num_sets);
 }
 
 // Enlarges `sizes` to what `job` takes.
 template <class Real>
-void add_sizes(const kernel_table<Real>& kernels, const attention_job<Real>& job, scratch_sizes& sizes) {
+void add_sizes(const kernel_table<Real>& kernels, const attention_job<Real>& job, index_t num_workers,
+               scratch_sizes& sizes) {
   if (job.q.tokens == 0) return;
   sizes.angles = max(sizes.angles, row_turner<Real>::angle_count(job.encoding));
   sizes.far_angles = max(sizes.far_angles, query_turner<Real>::far_angle_count(job));
@@ -286,7 +291,7 @@ void add_sizes(const kernel_table<Real>& kernels, const attention_job<Real>& job
   sizes.width = max(sizes.width, kernels.lanes * kernels.tile_vectors);
   sizes.scores = max(sizes.scores, keys_per_block * sizes.width);
   const scratch_sizes rows = row_sizes(job);
-  const index_t heads_together = heads_per_task(job);
+  const index_t heads_together = heads_per_task(job, num_workers);
   for (int k = 0; k < num_key_kinds; ++k)
     sizes.key_elements[k] = max(sizes.key_elements[k], heads_together * rows.key_elements[k]);
   sizes.sink_value_elements = max(sizes.sink_value_elements, heads_together * rows.sink_value_elements);
