@@ -146,6 +146,15 @@ TEST(readme, calls_compute) {
   // README }
   EXPECT_TRUE(all_halves(out));
 
+  // README {
+  la::middle_store<la::bf16, la::rope> middle(cache.shape(), cache.position(), kv_heads, head_dim, head_dim);
+  la::append(k, v, middle);  // what the cache is given too
+  la::attend_partial(q, cache, {0, la::unlimited}, some);
+  la::attend_top_k(q, middle, {5, 4096}, more);
+  la::merge(some, more, some);  // one softmax over sinks, window and the best five
+  // README }
+  EXPECT_TRUE(all_halves(out));
+
   const auto newest_out = out.slice(n - 1, 1);
   // README {
   const std::vector runs = {la::key_run{3, k.slice(3, n - 3), v.slice(3, n - 3)},  // keys 3 ... n - 1

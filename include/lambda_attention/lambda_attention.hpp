@@ -17,6 +17,7 @@
 #include <lambda_attention/position/rope.hpp>
 #include <lambda_attention/position/rope_scaling.hpp>
 #include <lambda_attention/position/t5_bias.hpp>
+#include <lambda_attention/retrieval.hpp>
 #include <lambda_attention/storage.hpp>
 #include <lambda_attention/storage/bf16.hpp>
 #include <lambda_attention/storage/f16.hpp>
