@@ -87,7 +87,7 @@ TEST(AttendTopK, ReadsRowsOfACustomStorage) {
   EXPECT_LE(nmse(a.elements, std::vector<double>(b.elements.begin(), b.elements.end())), 1e-11);
 }
 
-TEST(AttendTopK, TakesNothingFromTheHeapWhereTheWorkspaceIsLargeEnough) {
+TEST(AttendTopK, KeepsToAWorkspaceThatIsLargeEnough) {
   const sequence<> s(tokens, heads, kv_heads, dim, dim);
   store_type store = new_store();
   la::append(s.k.view(), s.v.view(), store);
@@ -103,6 +103,39 @@ TEST(AttendTopK, TakesNothingFromTheHeapWhereTheWorkspaceIsLargeEnough) {
   const auto* const memory = scratch.data();
   decode();
   EXPECT_EQ(scratch.data(), memory);
+}
+
+// However far away the best keys count, their bias moves all of them alike.
+TEST(AttendTopK, WeighsKeysWhateverTheirBias) {
+  const sequence<> s(tokens, heads, kv_heads, dim, dim);
+  la::middle_store<la::f32, la::alibi> store(shape, la::alibi(heads), kv_heads, dim, dim);
+  la::append(s.k.view(), s.v.view(), store);
+  dense<float> near(1, heads, dim), far = near, near_lse(1, heads, 1), far_lse = near_lse;
+  const auto q = s.q.view().slice(tokens - 1, 1);
+  la::attend_top_k(q, store, {9, 0}, la::partial_result{near.view(), near_lse.view()});
+  la::attend_top_k(q, store, {9, index_t{1} << 24}, la::partial_result{far.view(), far_lse.view()});
+  EXPECT_EQ(near.elements, far.elements);
+  for (std::size_t h = 0; h < heads; ++h)
+    EXPECT_NEAR(far_lse.elements[h] / (near_lse.elements[h] - std::exp2(-2.0 * static_cast<double>(h + 1)) * 0x1p24), 1,
+                1e-6);
+}
+
+// In place of the queries; sinks and window without end; more keys than there are.
+TEST(AttendTopK, TakesWhatItCan) {
+  const sequence<> s(tokens, heads, kv_heads, dim, dim);
+  dense<float> q(1, heads, dim), out = q, lse(1, heads, 1);
+  std::copy_n(s.q.view().row(tokens - 1, 0), heads * dim, q.elements.data());
+  store_type store = new_store();
+  la::append(s.k.view(), s.v.view(), store);
+  la::attend_top_k(q.view(), store, {la::unlimited, 20}, la::partial_result{out.view(), lse.view()});
+  la::attend_top_k(q.view(), store, {la::unlimited, 20}, la::partial_result{q.view(), lse.view()});
+  EXPECT_EQ(q.elements, out.elements);
+  for (const la::lambda_shape& all : {la::full_causal(), la::lambda_shape{la::unlimited, 5, 5}}) {
+    store_type nothing(all, la::rope(dim), kv_heads, dim, dim);
+    la::append(s.k.view(), s.v.view(), nothing);
+    EXPECT_EQ(la::attend_top_k(out.view(), nothing, {5, 20}, la::partial_result{out.view(), lse.view()}), 0);
+    EXPECT_EQ(out.elements, std::vector<float>(heads * dim));
+  }
 }
 
 TEST(MiddleStore, Refusals) {

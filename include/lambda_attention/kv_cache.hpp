@@ -132,6 +132,9 @@ class kv_cache {
       refuse("kv_cache: expected 1 <= head_dim <= %lld, got %lld", printable(max_head_dim), printable(head_dim));
     if (v_head_dim < 1 || v_head_dim > max_head_dim)
       refuse("kv_cache: expected 1 <= v_head_dim <= %lld, got %lld", printable(max_head_dim), printable(v_head_dim));
+    if (position.data().rotation.num_pairs > head_dim / 2)
+      refuse("kv_cache: expected at most head_dim / 2 = %lld pairs in the encoding's rotation, got %lld",
+             printable(head_dim / 2), printable(position.data().rotation.num_pairs));
     if (position.head_dim() != 0 && position.head_dim() != head_dim)
       refuse("kv_cache: expected head_dim = %lld, that of the position encoding, got %lld",
              printable(position.head_dim()), printable(head_dim));

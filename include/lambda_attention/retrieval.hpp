@@ -68,6 +68,9 @@ class middle_store {
       refuse("middle_store: expected 1 <= num_kv_heads <= 2^40, got %lld", printable(num_kv_heads));
     detail::check_dim(head_dim, "middle_store", "head_dim");
     detail::check_dim(v_head_dim, "middle_store", "v_head_dim");
+    if (position.data().rotation.num_pairs > head_dim / 2)
+      refuse("middle_store: expected at most head_dim / 2 = %lld pairs in the encoding's rotation, got %lld",
+             printable(head_dim / 2), printable(position.data().rotation.num_pairs));
     if (position.head_dim() != 0 && position.head_dim() != head_dim)
       refuse("middle_store: expected head_dim = %lld, that of the position encoding, got %lld",
              printable(position.head_dim()), printable(head_dim));
@@ -79,7 +82,7 @@ class middle_store {
 };
 
 /// Takes in new tokens: what append(k, v, cache) is given too. Errors: as for append(); a refused call, or one that finds no
-/// memory, leaves the store as it was. Cost: O(n).
+/// memory, leaves the tokens as they were. Cost: O(n).
 template <class K, class V, class Storage, class Position>
 void append(const tensor_view<K>& k, const tensor_view<V>& v, middle_store<Storage, Position>& store,
             isa_level isa = isa_level::automatic) {
@@ -107,19 +110,20 @@ struct top_k {
 
 /// Attention of the newest q.tokens tokens of a store over the best keys of the middle:
 ///
-///     logit(j) = scale * score(q_i, k_j, distance) + bias(head, distance),    num_sinks <= j <= i - window
+///     logit(j) = cap(scale * score(q_i, k_j, distance)) + bias(head, distance),    num_sinks <= j <= i - window
 ///
 /// and of these the k highest, for each head; of equal ones the older. merge() it with attend_partial(q, cache, {0, unlimited},
 /// ...) for one softmax over sinks, window and these. q [n, heads, head_dim], before any rotation; result as for
-/// attend_partial(). A key with a NaN is never among the best.
+/// attend_partial(); result.out may be q. A key with a NaN is never among the best, and a query with one has no best keys.
 ///
-/// Exact: keys are read in pages of 64, those first whose bounds promise most, and none that cannot hold a better key.
+/// Exact, where scores do not overflow: keys are read in pages of 64, 16 pages whose bounds promise most first, then in order
+/// all others but those that cannot hold a better key.
 /// Returns how many pages were read, over all queries and heads.
 ///
 /// Errors: std::invalid_argument before anything is written, as for attend_partial(); k < 0, distance < 0, more queries than
 /// the store has tokens.
-/// Cost: the bounds, 1/32 of the keys; and the pages that are read: few where keys that are alike lie together, all of them where
-/// they are random. Scratch for each worker: 16 bytes a page.
+/// Cost: the bounds, two rows of numbers for 64 keys; and the pages that are read: few where keys that are alike lie together, all
+/// of them where they are random. Scratch for each worker: 16 bytes a page, 20 for each of the k.
 /// Source: Han et al., LM-Infinite, section 3 (top-k tokens in the middle).
 template <class Q, class Storage, class Position, class Out, class Lse, class Executor = serial_executor>
 index_t attend_top_k(const tensor_view<Q>& q, const middle_store<Storage, Position>& store, const top_k& best,

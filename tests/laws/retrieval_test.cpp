@@ -186,6 +186,7 @@ TEST_P(retrieval_law, leaves_every_bit) {
     }
     const auto fork = in_pieces;
     in_pieces.clear();
+    append(in.k.view().slice(50, 200), in.v.view().slice(20, 200), in_pieces);  // other rows in its place
     EXPECT_TRUE(same_bits(result_of(fork, serial_executor{}).view(), expected.view()));
 
     inputs<> bad = in;
@@ -200,31 +201,82 @@ TEST_P(retrieval_law, leaves_every_bit) {
   });
 }
 
-// Keys that are alike lie together: all but a few pages promise too little. Of random ones most must be read.
-TEST(pages_read, are_few_where_keys_are_alike) {
+// Of many pages: keys that are alike lie together, and all but a few pages promise too little; of random ones most are read. What
+// is found is the formula's either way.
+template <class Storage>
+void search_many_pages(const char* storage_name) {
   constexpr int seed = 53;
+  SCOPED_TRACE("seed " + std::to_string(seed) + ", " + storage_name);
+  generator random(seed);
+  const extents e = {64 * 60, 1, 1, 64, 16};
+  const lambda_shape shape = lm_infinite(5, 64);
+  const tensor<float> centres = random_tensor<float>(random, e.tokens / 64, 1, e.head_dim);
+  inputs<> scattered = random_inputs<>(random, e), clustered = scattered;
+  for (index_t t = 0; t < e.tokens; ++t)
+    for (index_t d = 0; d < e.head_dim; ++d)
+      clustered.k.view().row(t, 0)[d] = centres.view().row(t / 64, 0)[d] + 0.1f * scattered.k.view().row(t, 0)[d];
+  constexpr index_t num_pages = 59;
+  for (const bool alike : {true, false})
+    for (const isa_level isa : isa_levels()) {
+      if (!has_own_kernels(isa, Storage::format)) continue;
+      for (const index_t k : {1, 16, 1500}) {
+        SCOPED_TRACE("k " + std::to_string(k) + (alike ? ", clustered" : ", random"));
+        const inputs<>& in = alike ? clustered : scattered;
+        middle_store<Storage, none> store(shape, none(), 1, e.head_dim, e.v_head_dim);
+        append(in.k.view(), in.v.view(), store);
+        part<typename Storage::compute_type> p(1, 1, e.v_head_dim);
+        attention_options options;
+        options.isa = isa;
+        const top_k best = {k, 64};
+        const index_t pages = attend_top_k(in.q.view().slice(e.tokens - 1, 1), store, best, p.result(), options);
+        long double lse = 0;
+        error_sum error;
+        const auto expected = expected_row<Storage>(in, shape, none(), e.tokens - 1, 0, best, 0, &lse);
+        for (index_t d = 0; d < e.v_head_dim; ++d)
+          error.add(p.out.view().row(0, 0)[d], expected[static_cast<std::size_t>(d)]);
+        EXPECT_LE(error.nmse(), 4 * arithmetic_bound<typename Storage::compute_type>());
+        EXPECT_NEAR(*p.lse.view().row(0, 0), static_cast<double>(lse), 1e-4);
+        EXPECT_LE(pages, num_pages);
+        if (alike && k <= 16) {
+          EXPECT_LE(pages, 20) << "pruned";
+        }
+        if (k == 1500) {
+          EXPECT_GE(pages, 1500 / 64) << "there are not as many in fewer";
+        }
+      }
+    }
+}
+
+TEST(many_pages, hold_what_the_formula_finds) {
+  search_many_pages<f32>("f32");
+  search_many_pages<f64>("f64");
+  search_many_pages<f16>("f16");
+  search_many_pages<bf16>("bf16");
+  search_many_pages<int8>("int8");
+}
+
+// A NaN or an infinity in a key is not among the best, or is; it hides no other.
+TEST(many_pages, may_hold_anything) {
+  constexpr int seed = 59;
   SCOPED_TRACE("seed " + std::to_string(seed));
   generator random(seed);
-  constexpr index_t tokens = 64 * 100, dim = 64;
-  const lambda_shape shape = lm_infinite(0, 64);
-  tensor<float> centres = random_tensor<float>(random, tokens / 64, 1, dim);
-  tensor<float> k = random_tensor<float>(random, tokens, 1, dim), v = random_tensor<float>(random, tokens, 1, dim);
-  tensor<float> q = random_tensor<float>(random, 1, 1, dim), clustered = k;
-  for (index_t t = 0; t < tokens; ++t)
-    for (index_t d = 0; d < dim; ++d)
-      clustered.view().row(t, 0)[d] = centres.view().row(t / 64, 0)[d] + 0.1f * k.view().row(t, 0)[d];
-  const auto pages_read = [&](const tensor<float>& keys) {
-    middle_store<bf16, none> store(shape, none(), 1, dim, dim);
-    append(keys.view(), v.view(), store);
-    part<float> p(1, 1, dim);
-    return attend_top_k(std::as_const(q).view(), store, {16, 64}, p.result());
+  const extents e = {64 * 40, 1, 1, 16, 16};
+  const inputs<> in = random_inputs<>(random, e);
+  const auto result_of = [&](const inputs<>& given) {
+    middle_store<f32, none> store(sliding_window(64), none(), 1, e.head_dim, e.v_head_dim);
+    append(given.k.view(), given.v.view(), store);
+    part<float> p(1, 1, e.v_head_dim);
+    attend_top_k(in.q.view().slice(e.tokens - 1, 1), store, {9, 64}, p.result());
+    return p.out;
   };
-  const index_t of_clustered = pages_read(clustered), of_random = pages_read(k);
-  std::printf("pages read, of 99: %d of clustered keys, %d of random ones\n", static_cast<int>(of_clustered),
-              static_cast<int>(of_random));
-  EXPECT_GE(of_clustered, 1);
-  EXPECT_LE(of_clustered, 20);
-  EXPECT_LE(of_random, 99);
+  inputs<> without = in, with_nan = in;
+  for (const index_t token : {70, 700, 2000})
+    for (index_t d = 0; d < e.head_dim; ++d) {
+      const float against = in.q.view().row(e.tokens - 1, 0)[d] > 0 ? -1e3f : 1e3f;
+      without.k.view().row(token, 0)[d] = against;  // the worst of all keys
+      with_nan.k.view().row(token, 0)[d] = d == 5 ? std::numeric_limits<float>::quiet_NaN() : against;
+    }
+  EXPECT_TRUE(same_bits(result_of(with_nan).view(), result_of(without).view()));
 }
 
 }  // namespace

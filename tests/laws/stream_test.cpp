@@ -19,10 +19,10 @@ namespace {
 using namespace support;
 using namespace lambda_attention;
 
-constexpr index_t num_tokens = 230;
-constexpr index_t max_append = 7;
+constexpr index_t num_tokens = 150;
+constexpr index_t max_append = 20;  // in tiles, where the last round has few tokens
 
-// The rings of a stream in rounds have at most 24 - 1 + max_append rows: 230 tokens overwrite each more than three times.
+// The rings of a stream in rounds have at most 24 - 1 + max_append rows: 150 tokens overwrite each more than three times.
 constexpr lambda_shape shapes[] = {
     lm_infinite(3, 24),    // limit == window
     {2, 24, 7},            // limit inside the window: two rings

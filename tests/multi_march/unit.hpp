@@ -58,11 +58,27 @@ bool runs() {
   return t.right();
 }
 
+// The best keys of the middle.
+bool retrieval() {
+  static tensors<float> t;
+  static float lse[n * heads];
+  la::middle_store<la::bf16, la::rope> store(la::lm_infinite(4, 16), la::rope(dim), kv_heads, dim, dim);
+  la::append(la::token_major(t.k, n, kv_heads, dim), la::token_major(t.v, n, kv_heads, dim), store);
+  const auto out = la::token_major(t.out, n, heads, dim), q = la::token_major(t.q, n, heads, dim);
+  for (la::index_t i = n; i > 0; --i, store.rewind(1))
+    la::attend_top_k(q.slice(i - 1, 1), store, {3, 16},
+                     la::partial_result{out.slice(i - 1, 1), la::token_major(lse, 1, heads, 1)});
+  for (la::index_t i = 0; i < 20 * heads * dim; ++i)  // tokens without a middle
+    if (t.out[i] != 0) return false;
+  for (la::index_t i = 0; i < 20 * heads * dim; ++i) t.out[i] = 2;
+  return t.right();
+}
+
 }  // namespace
 
 int RUN() {
   const bool right = sequence<float>(la::rope(dim)) && sequence<double>(la::alibi(heads)) &&
                      stream<la::f32>(la::rope(dim)) && stream<la::f16>(la::rope(dim)) && stream<la::bf16>(la::none()) &&
-                     stream<la::int8>(la::alibi(heads)) && runs();
+                     stream<la::int8>(la::alibi(heads)) && runs() && retrieval();
   return right ? 0 : 1;
 }

@@ -19,6 +19,14 @@ namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
 
+// Constants, for a function of std would be shared by units of other flags.
+template <class Real>
+inline constexpr Real largest_finite = std::numeric_limits<Real>::max();
+template <class Real>
+inline constexpr Real smallest_normal = std::numeric_limits<Real>::min();
+template <class Real>
+inline constexpr Real rounding_unit = std::numeric_limits<Real>::epsilon();
+
 // All tokens of a stream, their keys as R(0)k. A page has 64 of them: for each head a block of keys, then of values.
 //
 //     pages     0 ... 63 | 64 ... 127 | ...        bounds    of each head and page: the largest number in each dim of its
@@ -51,18 +59,27 @@ class middle_core {
   index_t num_pages() const { return divide_up(num_tokens_, page_tokens); }
   index_t padded_dim() const { return round_up(geometry_.head_dim, row_multiple); }
   void commit(index_t new_tokens) { num_tokens_ += new_tokens; }
-  void rewind(index_t tokens) { num_tokens_ -= tokens; }
+  void rewind(index_t tokens) {
+    num_tokens_ -= tokens;
+    if (num_tokens_ == 0) largest_number_ = 0;
+  }
   index_t bytes() const {
     const index_t pages = static_cast<index_t>(pages_.size()) * geometry_.num_kv_heads * block_bytes();
-    return static_cast<index_t>(sizeof *this + bounds_.bytes()) + pages;
+    const std::size_t list = pages_.capacity() * sizeof(buffer<unsigned char>);
+    return static_cast<index_t>(sizeof *this + bounds_.bytes() + list) + pages;
   }
 
-  // Makes room for so many tokens. What it has is kept where memory runs out.
+  // Makes room for so many tokens, at most 2^40. Where memory runs out the tokens stay as they were; what was made room for does
+  // too.
   void reserve(index_t tokens) {
     const index_t pages = divide_up(tokens, page_tokens);
     if (pages > bounded_pages_) {
       const index_t more = max(pages, 2 * bounded_pages_);
-      buffer<Real> bounds(geometry_.num_kv_heads * more * bounds_row());
+      index_t num_bounds = 0;
+      if (!multiply(geometry_.num_kv_heads, more * bounds_row(), &num_bounds))
+        refuse("append: expected a store that fits in memory, got %lld heads of %lld tokens",
+               printable(geometry_.num_kv_heads), printable(tokens));
+      buffer<Real> bounds(num_bounds);
       for (index_t head = 0; head < geometry_.num_kv_heads && bounded_pages_ > 0; ++head)
         std::memcpy(bounds.data() + head * more * bounds_row(), bounds_of(head, 0),
                     static_cast<std::size_t>(bounded_pages_ * bounds_row()) * sizeof(Real));
@@ -91,7 +108,7 @@ class middle_core {
     return bounds_.data() + (head * bounded_pages_ + page) * bounds_row();
   }
   index_t bounds_row() const { return 2 * padded_dim(); }
-  // No number of a key is larger, whatever its sign.
+  // No finite number of a key is larger, whatever its sign.
   Real largest_number() const { return largest_number_; }
 
  private:
@@ -114,14 +131,13 @@ class middle_core {
 
   // A NaN bounds nothing: a key that has one is never among the best.
   void extend_bounds(Real* largest, const Real* key, bool first) {
-    constexpr Real most = std::numeric_limits<Real>::max();
     Real* const smallest = largest + padded_dim();
     for (index_t d = 0; d < geometry_.head_dim; ++d) {
-      if (first) largest[d] = -most, smallest[d] = most;
+      if (first) largest[d] = -largest_finite<Real>, smallest[d] = largest_finite<Real>;
       if (key[d] > largest[d]) largest[d] = key[d];
       if (key[d] < smallest[d]) smallest[d] = key[d];
       const Real size = key[d] < 0 ? -key[d] : key[d];
-      if (size > largest_number_) largest_number_ = size;
+      if (size > largest_number_ && size <= largest_finite<Real>) largest_number_ = size;
     }
   }
 

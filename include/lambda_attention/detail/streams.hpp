@@ -35,7 +35,7 @@ void check_stream(const Step& s, const attention_options& options) {
   if (s.cache == nullptr) refuse("attend: expected a cache, got a null pointer");
   const tensor q = erase(s.q), k = erase(s.k), v = erase(s.v), out = erase(s.out);
   check_stream_keys(k, v, s.cache->core(), "attend");
-  check_stream_queries(q, out, s.cache->core(), saturating_add(s.cache->num_tokens(), q.tokens),
+  check_stream_queries(q, out, s.cache->core(), saturating_add(s.cache->num_tokens(), max(0, q.tokens)),
                        limits_of(s.cache->position()), options);
   check_equal(k.tokens, q.tokens, "attend", "k.tokens", "q.tokens");
   check_alias(out, k, "attend", "k");

@@ -18,7 +18,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <limits>
 #include <utility>
 
 namespace lambda_attention {
@@ -167,6 +166,7 @@ class top_k_search {
 
  private:
   static constexpr index_t page_tokens = middle_core<Real>::page_tokens;
+  static constexpr Real read_already = -largest_finite<Real>;  // no score that is kept is as low
 
   void pack(index_t token, index_t head) {
     Real* const own = scratch_.query;
@@ -225,7 +225,7 @@ class top_k_search {
     make_heap(promising, num_promising, before);
     for (; num_promising > 0 && may_hold_better(promising[0]); ++pages_read) {
       score_page(promising[0].index, keys);
-      pages[promising[0].index - first_page].score = -std::numeric_limits<Real>::infinity();  // read
+      pages[promising[0].index - first_page].score = read_already;
       promising[0] = promising[--num_promising];
       sift_down(promising, 0, num_promising, before);
     }
@@ -234,16 +234,16 @@ class top_k_search {
     return pages_read;
   }
   bool may_hold_better(const scored<Real>& page) const {
-    if (num_best_ < job_.k) return page.score > -std::numeric_limits<Real>::infinity();
-    return page.score >= scratch_.best[0].score;
+    return page.score > read_already && (num_best_ < job_.k || page.score >= scratch_.best[0].score);
   }
 
   // The bounds of some pages. Both they and scores are sums of rounded products: what those may be off by, at most
-  // head_dim * 2^-24 of the sum of their sizes, counts in.
+  // head_dim * 2^-24 of the sum of their sizes, counts in, and what vanishes below the smallest normal number.
   void bound_pages(index_t first_page, index_t num_pages) {
     constexpr index_t together = page_tokens;
-    const Real margin = std::numeric_limits<Real>::epsilon() * static_cast<Real>(2 * padded_dim_) * size_of_query_ *
-                        middle_.largest_number();
+    const Real margin =
+        rounding_unit<Real> * static_cast<Real>(2 * padded_dim_) * size_of_query_ * middle_.largest_number() +
+        static_cast<Real>(2 * padded_dim_) * smallest_normal<Real>;
     stored_rows largest = {};
     largest.format = native_format<Real>;
     largest.key_row_bytes = middle_.bounds_row() * static_cast<index_t>(sizeof(Real));
@@ -259,7 +259,7 @@ class top_k_search {
       for (index_t i = 0; i < largest.num_keys; ++i) {
         scored<Real>& page = scratch_.pages[done + i];
         page = {scratch_.scores[i] + of_smallest[i] + margin, first_page + done + i};
-        if (!(page.score < std::numeric_limits<Real>::max())) page.score = std::numeric_limits<Real>::max();
+        if (!is_finite(static_cast<double>(page.score))) page.score = largest_finite<Real>;
       }
     }
   }
@@ -273,7 +273,7 @@ class top_k_search {
   }
 
   void offer(const scored<Real>& key) {
-    if (key.score > -std::numeric_limits<Real>::max()) keep_best(key, scratch_.best, num_best_, job_.k);  // not NaN
+    if (key.score > read_already) keep_best(key, scratch_.best, num_best_, job_.k);  // not NaN
   }
   // Of all that are offered the best `most`: once there are as many, a heap whose first is the worst.
   static void keep_best(const scored<Real>& offered, scored<Real>* best, index_t& count, index_t most) {
@@ -299,24 +299,38 @@ class top_k_search {
     Real* const weights = scratch_.scores;
     for (index_t i = 0; i < num_best_; ++i) weights[i] = best[i].score;
     const auto& kernels = *job_.one_position;
-    const bias_table* const biases = job_.encoding.biases;
-    const Real slope =
-        job_.encoding.slopes == nullptr ? Real(0) : static_cast<Real>(job_.encoding.slopes[head] * log2_e);
-    kernels.adjust_scores(weights, num_best_, job_.soft_cap, slope,
-                          biases == nullptr ? nullptr : biases->row(head, Real{}),
-                          biases == nullptr ? 0 : biases->num_distances(), job_.distance, 0);
+    kernels.adjust_scores(weights, num_best_, job_.soft_cap, Real(0), nullptr, 0, 0, 0);
     Real sum = 0;
     const Real most = kernels.softmax(weights, num_best_, &sum);
     for (index_t d = 0; d < padded_v_dim_; ++d) scratch_.output[d] = 0;
-    for (index_t i = 0; i < num_best_; ++i) {
+    for (index_t i = 0, count; i < num_best_; i += count) {
+      count = keys_in_a_row(i);
       const index_t key = best[i].index;
-      const stored_rows row = rows_of(middle_.values(key / page_tokens), key, key + 1, false);
-      kernels.add_values(weights + i, 1, 1, padded_v_dim_, row, scratch_.output);
+      const stored_rows rows = rows_of(middle_.values(key / page_tokens), key, key + count, false);
+      kernels.add_values(weights + i, 0, 1, padded_v_dim_, rows, scratch_.output);
     }
     const Real scale = normaliser<Real>(sum, most, nullptr);
     for (index_t d = 0; d < job_.out.dim; ++d) scratch_.output[d] *= scale;
     write_tensor_row(kernels_, job_.out, token, head, scratch_.output);
-    write_number(job_.lse, token, head, log_sum_exp(sum, most));
+    write_number(job_.lse, token, head, log_sum_exp(sum, most) + bias_of(head));
+  }
+
+  // Best keys from number i on that follow one another in a page.
+  index_t keys_in_a_row(index_t i) const {
+    const scored<Real>* const best = scratch_.best;
+    index_t count = 1;
+    while (i + count < num_best_ && best[i + count].index == best[i].index + count &&
+           best[i + count].index % page_tokens != 0)
+      ++count;
+    return count;
+  }
+
+  // All keys are at one distance: their bias is no part of the weights, which it would only round.
+  double bias_of(index_t head) const {
+    const position_data& encoding = job_.encoding;
+    if (encoding.slopes != nullptr) return -encoding.slopes[head] * static_cast<double>(job_.distance);
+    if (encoding.biases == nullptr) return 0;
+    return encoding.biases->row(head, double{})[min(job_.distance, encoding.biases->num_distances())] / log2_e;
   }
 
   const kernel_table<Real>& kernels_;
