@@ -3,6 +3,7 @@
 
 #include <lambda_attention/config.hpp>
 #include <lambda_attention/detail/checks.hpp>
+#include <lambda_attention/detail/heap.hpp>
 #include <lambda_attention/detail/job.hpp>
 #include <lambda_attention/detail/kernels.hpp>
 #include <lambda_attention/detail/plan.hpp>
@@ -18,7 +19,6 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
-#include <utility>
 
 namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
@@ -217,22 +217,6 @@ attention_job<Real> runs_job(const runs_call<RunAt>& call, const lambda_shape& s
   return job;
 }
 
-// Sorts by first index, in place: a heap sort. Not std::sort, which brings functions that units of other flags share.
-inline void sort_runs(placed_run* runs, index_t count) {
-  const auto sink = [runs](index_t place, index_t end) {
-    for (index_t child; (child = 2 * place + 1) < end; place = child) {
-      if (child + 1 < end && runs[child].indices.first < runs[child + 1].indices.first) ++child;
-      if (runs[child].indices.first <= runs[place].indices.first) return;
-      std::swap(runs[place], runs[child]);
-    }
-  };
-  for (index_t place = count / 2; place-- > 0;) sink(place, count);
-  for (index_t end = count; end-- > 1;) {
-    std::swap(runs[0], runs[end]);
-    sink(0, end);
-  }
-}
-
 // A call's runs in the order of their keys, without those that have no tokens.
 class run_table {
  public:
@@ -252,7 +236,7 @@ class run_table {
       ::new (static_cast<void*>(runs_ + size_++))
           placed_run{run.keys(), effective_rotation(job, run.rotation), place(run.k), place(run.v)};
     }
-    sort_runs(runs_, size_);
+    heap_sort(runs_, size_, [](const placed_run& a, const placed_run& b) { return a.indices.first < b.indices.first; });
   }
 
   void check_each_key_once() const {

@@ -3,6 +3,7 @@
 
 #include <lambda_attention/config.hpp>
 #include <lambda_attention/detail/checks.hpp>
+#include <lambda_attention/detail/heap.hpp>
 #include <lambda_attention/detail/job.hpp>
 #include <lambda_attention/detail/kernels.hpp>
 #include <lambda_attention/detail/merging.hpp>
@@ -18,7 +19,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <utility>
 
 namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
@@ -33,20 +33,6 @@ struct scored {
 template <class Real>
 constexpr bool better(const scored<Real>& a, const scored<Real>& b) {
   return a.score > b.score || (a.score == b.score && a.index < b.index);
-}
-
-// Heaps whose first is the one that comes before all others: before(a, b).
-template <class T, class Before>
-void sift_down(T* heap, index_t place, index_t size, Before&& before) {
-  for (index_t child; (child = 2 * place + 1) < size; place = child) {
-    if (child + 1 < size && before(heap[child + 1], heap[child])) ++child;
-    if (!before(heap[child], heap[place])) return;
-    std::swap(heap[place], heap[child]);
-  }
-}
-template <class T, class Before>
-void make_heap(T* heap, index_t size, Before&& before) {
-  for (index_t place = size / 2; place-- > 0;) sift_down(heap, place, size, before);
 }
 
 // One call: queries of the newest tokens, and where results go.
@@ -289,13 +275,8 @@ class top_k_search {
 
   // The result of a query and head, from its best keys in their order.
   void write(index_t token, index_t head) {
-    const auto later = [](const scored<Real>& a, const scored<Real>& b) { return a.index > b.index; };
     scored<Real>* const best = scratch_.best;
-    make_heap(best, num_best_, later);
-    for (index_t end = num_best_; end-- > 1;) {
-      std::swap(best[0], best[end]);
-      sift_down(best, 0, end, later);
-    }
+    heap_sort(best, num_best_, [](const scored<Real>& a, const scored<Real>& b) { return a.index < b.index; });
     Real* const weights = scratch_.scores;
     for (index_t i = 0; i < num_best_; ++i) weights[i] = best[i].score;
     const auto& kernels = *job_.one_position;
