@@ -29,15 +29,21 @@ TEST(AttentionJob, GroupsQueryHeads) {
   EXPECT_EQ(job(la::full_causal(), 1, 5, 5).group(), 1);
 }
 
-// As many as make 16 queries with the heads of a group, and 4 of any.
+// As many as make 16 queries, or what kernels take of pairs, with the heads of a group, and 4 of any.
 TEST(AttentionJob, FewTokensOfAStreamAreReadByPosition) {
-  for (const auto& [group, most] : {std::pair<index_t, index_t>{1, 16}, {3, 5}, {4, 4}, {8, 4}, {40, 4}}) {
-    attention_job<float> j = job(la::full_causal(), most, group, 1);
-    EXPECT_FALSE(j.by_position());
-    j.one_position = &la::detail::position_kernels_for<float>(la::isa_level::automatic);
-    EXPECT_TRUE(j.by_position());
-    ++j.q.tokens;
-    EXPECT_FALSE(j.by_position());
+  for (const bool in_pairs : {false, true}) {
+    const auto& kernels = la::detail::position_kernels_for<float>(la::isa_level::automatic, in_pairs);
+    const index_t most = kernels.most_queries;
+    EXPECT_EQ(most, in_pairs && la::isa() == la::isa_level::amx_bf16 ? 32 : 16);
+    for (const auto& [group, tokens] :
+         {std::pair<index_t, index_t>{1, most}, {3, most / 3}, {4, most / 4}, {8, 4}, {40, 4}}) {
+      attention_job<float> j = job(la::full_causal(), tokens, group, 1);
+      EXPECT_FALSE(j.by_position());
+      j.one_position = &kernels;
+      EXPECT_TRUE(j.by_position());
+      ++j.q.tokens;
+      EXPECT_FALSE(j.by_position());
+    }
   }
 }
 

@@ -561,10 +561,21 @@ struct stored_position {
   generator random;
 };
 
+// Those that take rows of a format.
+const detail::position_kernels<float>& kernels_for(row_format format, isa_level isa) {
+  return detail::position_kernels_for<float>(isa, format == row_format::bf16);
+}
+
+// How many queries there may be at once.
+std::vector<int> numbers_of_queries(const detail::position_kernels<float>& table) {
+  if (table.queries_at_once == 4) return {1, 2, 4};
+  return {1, 2, 3, 4, 5, 15, 16, 17, table.queries_at_once};
+}
+
 // The errors of one call, which writes nothing behind its scores.
 void add_errors(const stored_position& p, isa_level isa, error_sum& of_scores, error_sum& of_output) {
   constexpr float canary = 42;
-  const detail::position_kernels<float>& table = detail::position_kernels_for<float>(isa);
+  const detail::position_kernels<float>& table = kernels_for(p.format, isa);
   detail::buffer<float> scores(p.heads * p.stride()), output(p.heads * p.padded_dim);
   for (index_t i = 0; i < scores.size(); ++i) scores[i] = canary;
   table.score_rows(p.queries.data(), p.heads, p.padded_dim, p.rows(), scores.data(), p.stride());
@@ -612,8 +623,8 @@ TEST(kernels_of_float, multiply_stored_rows) {
         SCOPED_TRACE("format " + std::to_string(static_cast<int>(format)) + ", dim " + std::to_string(dim) + ", " +
                      name_of(isa));
         error_sum of_scores, of_output;
-        for (const int heads : {1, 2, 4}) {
-          for (const index_t num_keys : {1, 5, 67, 300})
+        for (const int heads : numbers_of_queries(kernels_for(format, isa))) {
+          for (const index_t num_keys : {1, 5, 32, 67, 300})
             add_errors(stored_position(format, heads, dim, num_keys, 12), isa, of_scores, of_output);
         }
         const double bound = arithmetic_bound<float>() + pairs_bound(format, isa, 1, 0) + bytes_bound(format, isa, 0);
@@ -628,7 +639,7 @@ TEST(kernels_of_float, multiply_stored_rows) {
 // output to their sum.
 TEST(kernels_of_float, keep_the_sum_of_weights) {
   for (const row_format format : {row_format::f32, row_format::f16, row_format::bf16, row_format::int8}) {
-    for (const int heads : {1, 2, 4}) {
+    for (const int heads : {1, 2, 4, 16, 20}) {
       stored_position p(format, heads, 64, 300, 14);
       const std::vector<float> ones(64, 1.0f);
       const detail::kernel_table<float>& table = detail::kernels_for<float>(isa_level::baseline);
@@ -636,10 +647,11 @@ TEST(kernels_of_float, keep_the_sum_of_weights) {
         p.value_scales[p.at(k)] = table.write_row(format, ones.data(), 64, &p.values[k * p.row_bytes]);
       for (index_t i = 0; i < p.weights.size(); ++i) p.weights[i] = i % p.stride() == 0 ? 1.0f : 0x1p-17f;
       for (const isa_level isa : isa_levels()) {
+        const detail::position_kernels<float>& of_format = kernels_for(format, isa);
+        if (heads > of_format.queries_at_once) continue;
         SCOPED_TRACE("format " + std::to_string(static_cast<int>(format)) + ", " + name_of(isa));
         detail::buffer<float> output(heads * p.padded_dim);
-        detail::position_kernels_for<float>(isa).add_values(p.weights.data(), p.stride(), heads, p.padded_dim, p.rows(),
-                                                            output.data());
+        of_format.add_values(p.weights.data(), p.stride(), heads, p.padded_dim, p.rows(), output.data());
         for (index_t i = 0; i < output.size(); ++i) ASSERT_NEAR(output[i], 1 + 299 * 0x1p-17, 2e-6) << i;
       }
     }
@@ -658,7 +670,7 @@ TEST(kernels_of_float, multiply_bytes_by_what_is_no_number) {
         const bool finite = odd < infinity;
         for (const isa_level isa : isa_levels()) {
           SCOPED_TRACE(std::to_string(odd) + " at " + std::to_string(place) + ", " + name_of(isa));
-          const detail::position_kernels<float>& table = detail::position_kernels_for<float>(isa);
+          const detail::position_kernels<float>& table = kernels_for(row_format::int8, isa);
           detail::buffer<float> scores(heads * p.stride()), output(heads * p.padded_dim);
           table.score_rows(p.queries.data(), heads, p.padded_dim, p.rows(), scores.data(), p.stride());
           table.add_values(p.weights.data(), p.stride(), heads, p.padded_dim, p.rows(), output.data());

@@ -47,7 +47,7 @@ struct call {
     job.num_kv_heads = 1;
     job.out = la::detail::erase(la::token_major(out.data(), num_queries, group, v_head_dim));
     job.lse = la::detail::erase(la::token_major(lse.data(), num_queries, group, 1));
-    job.one_position = &la::detail::position_kernels_for<Real>(la::isa_level::automatic);
+    job.one_position = &la::detail::position_kernels_for<Real>(la::isa_level::automatic, false);
   }
 
   partial_results<Real> partials() {

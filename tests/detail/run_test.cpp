@@ -52,7 +52,7 @@ TEST(JobList, TasksHoldEveryQueryOfEveryHeadOnce) {
 attention_job<float> token_of_stream(index_t kv_heads, index_t tokens_seen) {
   attention_job<float> j = job(1, kv_heads, tokens_seen);
   j.plan.shape.window = 4096;
-  j.one_position = &la::detail::position_kernels_for<float>(la::isa_level::automatic);
+  j.one_position = &la::detail::position_kernels_for<float>(la::isa_level::automatic, false);
   j.rows.window_as_stored = true;
   j.rows.window_values.format = la::row_format::f32;
   return j;

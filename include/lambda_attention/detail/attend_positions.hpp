@@ -17,7 +17,7 @@ inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
 
 // `heads` query heads from first_head on, all of KV head kv_head; where they are the whole group, as many positions as leave it
-// at most_queries_by_position. Kernels take 4 queries at a time; a few rows go through all queries before the next, so that
+// at what the kernels take together. Most take 4 queries at a time; a few rows go through all queries before the next, so that
 // memory is read once. The keys of all parts come before the values of the first, so that memory is read strictly in order.
 template <class Real>
 class position_driver {
@@ -43,7 +43,7 @@ class position_driver {
   // Some parts of the keys of the queries [first, last), those of a chunk.
   void run(index_t first, index_t last, index_range parts) {
     // Partial results of positions lie side by side where these heads are the whole group.
-    const index_t together = heads_ == job_.group() ? most_queries_by_position / heads_ : 1;
+    const index_t together = heads_ == job_.group() ? job_.one_position->most_queries / heads_ : 1;
     while (first < last) {
       const index_t end = job_.plan.tile_end(first, min(first + together, last));
       attend(first, end, parts);
@@ -173,19 +173,24 @@ class position_driver {
     for (index_t r = 0; r < rows.num_keys; ++r) prefetch_row(rows.values + r * rows.value_row_bytes, bytes);
   }
 
+  int queries_at_once(index_t queries_left) const {
+    const int most = job_.one_position->queries_at_once;
+    return most > max_tile_vectors ? static_cast<int>(min(queries_left, most)) : heads_at_once(queries_left, most);
+  }
+
   // Calls pass(rows, done, first, count) for a few rows of keys at a time, of which `done` of the piece came before, and for
-  // every few rows of queries, 4, 2 or 1.
+  // every few rows of queries.
   template <class Pass>
   void for_each_pass(const stored_rows& piece, Pass&& pass) {
     // The last pass may be that of one query, which asks for nothing.
     index_t num_asking = 0;
-    for (index_t row = 0; num_rows_ - row > 1; ++num_asking) row += heads_at_once(num_rows_ - row, max_tile_vectors);
-    const bool at_once = heads_at_once(num_rows_, max_tile_vectors) == num_rows_;
+    for (index_t row = 0; num_rows_ - row > 1; ++num_asking) row += queries_at_once(num_rows_ - row);
+    const bool at_once = queries_at_once(num_rows_) == num_rows_;
     const index_t keys_per_pass = at_once ? piece.num_keys : 128;
     for (index_t done = 0; done < piece.num_keys; done += keys_per_pass) {
       const stored_rows rows = piece.part(done, keys_per_pass);
       for (index_t row = 0, number = 0; row < num_rows_; ++number) {
-        const int count = heads_at_once(num_rows_ - row, max_tile_vectors);
+        const int count = queries_at_once(num_rows_ - row);
         pass(rows.in_pass(number, max(1, num_asking)), done, row, count);
         row += count;
       }
@@ -235,8 +240,8 @@ class position_driver {
 
   // Scores of a part to weights, and the sum of values with these.
   void weigh(const key_bands& bands, index_range keys, Real* weights, index_t partial) {
-    const auto softmax =
-        job_.window_in_pairs && num_rows_ > 1 ? job_.one_position->softmax_in_pairs : job_.one_position->softmax;
+    const bool in_pairs = job_.window_in_pairs && num_rows_ >= job_.one_position->fewest_in_pairs;
+    const auto softmax = in_pairs ? job_.one_position->softmax_in_pairs : job_.one_position->softmax;
     for (index_t row = 0; row < num_rows_; ++row)
       partials_.max(partial + row) = softmax(weights + row * score_stride_, keys.size(), &partials_.sum(partial + row));
 

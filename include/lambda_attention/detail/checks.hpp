@@ -177,6 +177,14 @@ attention_job<Real> job_of(const tensor& q, const tensor& out, const attention_o
   return job;
 }
 
+// Null where dims do not fit the kernels.
+template <class Real>
+const pair_kernels<Real>* pairs_of_dims(const attention_job<Real>& job, const pair_kernels<Real>* pairs) {
+  const bool fit =
+      pairs != nullptr && job.head_dim() % pairs->dims_per_step == 0 && job.v_head_dim() % pairs->dims_per_step == 0;
+  return fit ? pairs : nullptr;
+}
+
 // Keys and values that are bfloat16s are taken in pairs, where there are kernels that multiply such rows. A cache has sinks of
 // other numbers.
 template <class Real>
@@ -186,8 +194,7 @@ void choose_pairs(attention_job<Real>& job, const pair_kernels<Real>* pairs) {
     return keys[static_cast<int>(near)].format == row_format::bf16 &&
            keys[static_cast<int>(far)].format == row_format::bf16 && values.format == row_format::bf16;
   };
-  if (pairs != nullptr && (job.head_dim() % pairs->dims_per_step != 0 || job.v_head_dim() % pairs->dims_per_step != 0))
-    pairs = nullptr;
+  pairs = pairs_of_dims(job, pairs);
   // What is copied for few queries is copied as numbers.
   const auto multiplied = [&](key_kind near) { return !job.by_position() || job.as_stored(near); };
   job.pairs = pairs;
@@ -195,6 +202,13 @@ void choose_pairs(attention_job<Real>& job, const pair_kernels<Real>* pairs) {
                        bfloat16s(key_kind::sinks_near, key_kind::sinks_far, job.rows.sink_values);
   job.window_in_pairs = pairs != nullptr && multiplied(key_kind::window_near) &&
                         bfloat16s(key_kind::window_near, key_kind::window_far, job.rows.window_values);
+}
+
+// The kernels of a stream, whose few queries are read off the rows as they lie.
+template <class Real>
+void choose_kernels(attention_job<Real>& job, const pair_kernels<Real>* pairs, isa_level isa) {
+  job.one_position = &position_kernels_for<Real>(isa, pairs_of_dims(job, pairs) != nullptr);
+  choose_pairs(job, pairs);
 }
 
 // What of keys the kernels meet: rows turned to their own position, or, where they count as farther than they are, to zero.
@@ -253,8 +267,7 @@ attention_job<Real> stream_job(const tensor& q, const tensor& out, const cache_c
   job.plan = cache.shape().plan;
   job.encoding = encoding;
   job.rows = cache.rows();
-  job.one_position = &position_kernels_for<Real>(options.isa);
-  choose_pairs(job, cache.pairs(options.isa));
+  choose_kernels(job, cache.pairs(options.isa), options.isa);
   return job;
 }
 

@@ -27,17 +27,17 @@ LAMBDA_ATTENTION_INLINE void clear_matrix() {
   __asm__ volatile("tilezero {%%|}tmm%c0" : : "i"(Register));
 }
 template <int Register>
-LAMBDA_ATTENTION_INLINE void load_matrix(const float* first_row, index_t stride) {
+LAMBDA_ATTENTION_INLINE void load_matrix(const void* first_row, index_t row_bytes) {
   __asm__ volatile("{tileloadd (%0,%1,1), %%tmm%c2|tileloadd tmm%c2, [%0+%1*1]}"
                    :
-                   : "r"(first_row), "r"(stride * 4), "i"(Register)
+                   : "r"(first_row), "r"(row_bytes), "i"(Register)
                    : "memory");
 }
 template <int Register>
-LAMBDA_ATTENTION_INLINE void store_matrix(float* first_row, index_t stride) {
+LAMBDA_ATTENTION_INLINE void store_matrix(float* first_row, index_t row_bytes) {
   __asm__ volatile("{tilestored %%tmm%c2, (%0,%1,1)|tilestored [%0+%1*1], tmm%c2}"
                    :
-                   : "r"(first_row), "r"(stride * 4), "i"(Register)
+                   : "r"(first_row), "r"(row_bytes), "i"(Register)
                    : "memory");
 }
 // Sum[i][j] += the products of the pairs in A[i][k] and B[k][j], over k.

@@ -26,9 +26,10 @@ struct key_value_rows {
   bool window_as_stored;
 };
 
-// Queries, of any positions and heads, that are read off the rows of one KV head together.
-inline constexpr index_t most_queries_by_position = 16;
-constexpr index_t most_tokens_by_position(index_t group) { return max(4, most_queries_by_position / group); }
+// Tokens that are read off the rows of one KV head together, with the heads of its group, by any kernels; some take more.
+constexpr index_t most_tokens_by_position(index_t group, index_t most_queries = most_queries_by_position) {
+  return max(4, most_queries / group);
+}
 
 template <class Real>
 struct attention_job {
@@ -65,7 +66,10 @@ struct attention_job {
   bool any_in_pairs() const { return sinks_in_pairs || window_in_pairs; }
 
   // Queries at so few positions are better read off the rows as they lie than in tiles that stay empty.
-  bool by_position() const { return one_position != nullptr && q.tokens <= most_tokens_by_position(group()); }
+  bool by_position() const { return q.tokens <= most_tokens(); }
+  index_t most_tokens() const {
+    return one_position == nullptr ? -1 : most_tokens_by_position(group(), one_position->most_queries);
+  }
 
   // Whether the kernels then read the rows where they lie, with nothing copied.
   bool as_stored(key_kind kind) const {

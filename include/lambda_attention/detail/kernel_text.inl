@@ -29,7 +29,9 @@ const kernel_table<Real>& kernels<Real>::table() {
 }
 template <class Real>
 const position_kernels<Real>& kernels<Real>::one_position() {
-  static constexpr position_kernels<Real> functions = {score_rows<Real>, adjust_scores<Real>, softmax<Real>, nullptr,
-                                                       add_values<Real>};
+  static constexpr position_kernels<Real> functions = {
+      max_tile_vectors, most_queries_by_position, 2, score_rows<Real>, adjust_scores<Real>, softmax<Real>,
+      softmax<Real>,    add_values<Real>,
+  };
   return functions;
 }

@@ -19,7 +19,13 @@ const pair_kernels<Real>& kernels<Real>::table() {
 }
 template <class Real>
 const position_kernels<Real>& kernels<Real>::one_position() {
-  static constexpr position_kernels<Real> functions = {score_rows, avx512::adjust_scores<Real>, avx512::softmax<Real>,
-                                                       softmax<Real>, add_values};
+  static constexpr position_kernels<Real> functions = {max_tile_vectors,
+                                                       most_queries_by_position,
+                                                       2,
+                                                       score_rows,
+                                                       avx512::adjust_scores<Real>,
+                                                       avx512::softmax<Real>,
+                                                       softmax<Real>,
+                                                       add_values};
   return functions;
 }

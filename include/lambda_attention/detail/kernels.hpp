@@ -30,8 +30,9 @@ inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
 
 inline constexpr int max_tile_vectors = 4;
-inline constexpr index_t keys_per_block = 96;  // a whole number of register blocks of 4 and of 6 keys
-inline constexpr index_t row_multiple = 16;    // scratch and cache rows are padded with zeros to this many elements
+inline constexpr int most_queries_by_position = 16;  // of those that are read off rows of numbers together
+inline constexpr index_t keys_per_block = 96;        // a whole number of register blocks of 4 and of 6 keys
+inline constexpr index_t row_multiple = 16;  // scratch and cache rows are padded with zeros to this many elements
 
 // Scores are kept in units of log2: e^logit = 2^score.
 inline constexpr double log2_e = 1.4426950408889634074;
@@ -183,9 +184,14 @@ struct pair_kernels {
   void (*join_values)(const unsigned char* row, index_t dim, bool odd, Real* words);
 };
 
+// Queries of one KV head, `heads` of them, at any positions: 4, 2 or 1, or, where queries_at_once is more, as many as that
+// or fewer.
 template <class Real>
 struct position_kernels {
-  // 1, 2 or 4 queries of one KV head, `heads` of them, at any positions. `queries` are rows of `padded_dim`; scores are [heads][score_stride].
+  int queries_at_once;
+  int most_queries;     // that are better read off rows as they lie than in tiles
+  int fewest_in_pairs;  // that are rounded to bfloat16s where rows are bfloat16s
+  // `queries` are rows of `padded_dim`; scores are [heads][score_stride].
   void (*score_rows)(const Real* queries, int heads, index_t padded_dim, const stored_rows& rows, Real* scores,
                      index_t score_stride);
   void (*adjust_scores)(Real* scores, index_t num_keys, Real soft_cap, Real slope, const Real* bias_row,
@@ -306,12 +312,12 @@ const kernel_table<Real>& kernels_for(isa_level level) {
   return baseline::kernels<Real>::table();
 }
 template <class Real>
-const position_kernels<Real>& position_kernels_for(isa_level level) {
+const position_kernels<Real>& position_kernels_for(isa_level level, bool in_pairs) {
 #if defined(__x86_64__)
-  if (level == isa_level::automatic) level = isa_of_vectors();
+  if (level == isa_level::automatic) level = in_pairs ? isa() : isa_of_vectors();
   if constexpr (sizeof(Real) == sizeof(float)) {
-    // Not amx_bf16: it has no kernels of its own for this, and where it is, bytes and floats are faster than pairs.
-    if (level == isa_level::avx512_bf16) return avx512::pairs::kernels<Real>::one_position();
+    if (in_pairs && level == isa_level::amx_bf16) return avx512::pairs::matrices::kernels<Real>::one_position();
+    if (in_pairs && level == isa_level::avx512_bf16) return avx512::pairs::kernels<Real>::one_position();
     if (level > isa_level::avx512) return avx512::bytes::kernels<Real>::one_position();
   }
   if (level >= isa_level::avx512) return avx512::kernels<Real>::one_position();

@@ -196,7 +196,6 @@ attention_job<Real> runs_job(const runs_call<RunAt>& call, const lambda_shape& s
   job.plan = {shape, encoding.rotates() || encoding.has_bias(), call.part};
   job.encoding = encoding;
   job.query_rotation = encoding.rotates() ? call.queries.rotation : row_rotation::none;
-  job.one_position = &position_kernels_for<Real>(options.isa);
   const auto store_of_runs = [](const tensor& t, placed_rows placed_run::*rows) {
     row_store<Real> store = store_of<Real>(t);
     store.in_runs = true;
@@ -213,7 +212,7 @@ attention_job<Real> runs_job(const runs_call<RunAt>& call, const lambda_shape& s
   };
   job.rows.sinks_as_stored = as_stored(key_kind::sinks_near, key_kind::sinks_far);
   job.rows.window_as_stored = as_stored(key_kind::window_near, key_kind::window_far);
-  choose_pairs(job, pairs == nullptr ? nullptr : pairs(options.isa));
+  choose_kernels(job, pairs == nullptr ? nullptr : pairs(options.isa), options.isa);
   return job;
 }
 

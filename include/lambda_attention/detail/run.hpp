@@ -36,10 +36,10 @@ template <class Real>
 void attend_parts(const kernel_table<Real>& kernels, const attention_job<Real>& job, const task_rows<Real>& rows,
                   const query_turner<Real>& turner, worker_scratch<Real>& scratch, partial_results<Real>& partials,
                   index_t kv_head, index_t first, index_t last, index_range parts) {
-  const index_t first_head = kv_head * job.group();
-  for (index_t done = 0; done < job.group(); done += most_queries_by_position)
+  const index_t first_head = kv_head * job.group(), most_heads = job.one_position->most_queries;
+  for (index_t done = 0; done < job.group(); done += most_heads)
     position_driver<Real>(kernels, job, rows, turner, scratch, partials, kv_head, first_head + done,
-                          min(most_queries_by_position, job.group() - done))
+                          min(most_heads, job.group() - done))
         .run(first, last, parts);
   if (partials.complete(parts.size(), num_parts(job)))
     join_parts(kernels, job, partials, kv_head, scratch.output, scratch.scores);

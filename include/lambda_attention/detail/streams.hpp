@@ -97,7 +97,8 @@ index_t stream_scratch_bytes(isa_level isa, const cache_core<Real>& cache, const
     return scratch.bytes();
   };
   // Few tokens are read off the rows as they lie, which takes another scratch than tiles.
-  const index_t few = most_tokens_by_position(num_heads / cache.shape().num_kv_heads);
+  q.tokens = out.tokens = 1;
+  const index_t few = stream_job(q, out, cache, seen, encoding, options).most_tokens();
   return job_bytes<Real>(1) + max(bytes_for(tokens), bytes_for(min(tokens, few)));
 }
 

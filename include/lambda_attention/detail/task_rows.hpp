@@ -301,7 +301,7 @@ void add_sizes(const kernel_table<Real>& kernels, const attention_job<Real>& job
       sizes.pair_words = max(sizes.pair_words, round_up(words_of_keys(true, job.head_dim()), row_multiple));
     return;
   }
-  const index_t queries = min(job.q.tokens * job.group(), most_queries_by_position);
+  const index_t queries = min(job.q.tokens * job.group(), job.one_position->most_queries);
   const index_t keys = job.keys_seen() + 2 * job.q.tokens;  // some are near to one query and far from another
   sizes.width = max(sizes.width, queries);
   sizes.scores = max(sizes.scores, queries * round_up(keys + row_multiple, row_multiple));

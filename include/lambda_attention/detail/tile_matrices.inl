@@ -12,37 +12,43 @@ inline constexpr index_t keys_per_step = 2 * matrix_size;  // whose scores take 
 inline constexpr index_t dims_per_step = 2 * matrix_size;  // whose output takes two registers, whose words of a key one
 static_assert(keys_per_block % keys_per_step == 0, "blocks are whole steps");
 
-// The registers: 0 ... 3 sums, two rows of `Columns`; 4 and 5 left factors, 6 and 7 right ones.
-template <int Columns>
-LAMBDA_ATTENTION_INLINE void add_block_of_products(const float* left, index_t left_stride, const float* right,
+// The registers: 0 ... 3 sums, `Rows` x `Columns` of them, two to a row; 4 and 5 left factors, 6 and 7 right ones.
+template <int Rows, int Columns>
+LAMBDA_ATTENTION_INLINE void add_block_of_products(const void* left, index_t left_row_bytes, const float* right,
                                                    index_t right_stride) {
-  load_matrix<4>(left, left_stride);
-  load_matrix<5>(left + matrix_size * left_stride, left_stride);
-  load_matrix<6>(right, right_stride);
+  load_matrix<4>(left, left_row_bytes);
+  load_matrix<6>(right, 4 * right_stride);
   add_matrix_products<0, 4, 6>();
-  add_matrix_products<2, 5, 6>();
   if constexpr (Columns == 2) {
-    load_matrix<7>(right + matrix_size, right_stride);
+    load_matrix<7>(right + matrix_size, 4 * right_stride);
     add_matrix_products<1, 4, 7>();
-    add_matrix_products<3, 5, 7>();
+  }
+  if constexpr (Rows == 2) {
+    load_matrix<5>(static_cast<const unsigned char*>(left) + matrix_size * left_row_bytes, left_row_bytes);
+    add_matrix_products<2, 5, 6>();
+    if constexpr (Columns == 2) add_matrix_products<3, 5, 7>();
   }
 }
-template <int Columns>
+LAMBDA_ATTENTION_INLINE void clear_sums() {
+  clear_matrix<0>();
+  clear_matrix<1>();
+  clear_matrix<2>();
+  clear_matrix<3>();
+}
+template <int Rows, int Columns>
 LAMBDA_ATTENTION_INLINE void store_sums(float* first, index_t stride) {
-  store_matrix<0>(first, stride);
-  store_matrix<2>(first + matrix_size * stride, stride);
-  if constexpr (Columns == 2) {
-    store_matrix<1>(first + matrix_size, stride);
-    store_matrix<3>(first + matrix_size * stride + matrix_size, stride);
-  }
+  store_matrix<0>(first, 4 * stride);
+  if constexpr (Columns == 2) store_matrix<1>(first + matrix_size, 4 * stride);
+  if constexpr (Rows == 2) store_matrix<2>(first + matrix_size * stride, 4 * stride);
+  if constexpr (Rows == 2 && Columns == 2) store_matrix<3>(first + matrix_size * stride + matrix_size, 4 * stride);
 }
 template <int Columns>
 LAMBDA_ATTENTION_INLINE void load_sums(const float* first, index_t stride) {
-  load_matrix<0>(first, stride);
-  load_matrix<2>(first + matrix_size * stride, stride);
+  load_matrix<0>(first, 4 * stride);
+  load_matrix<2>(first + matrix_size * stride, 4 * stride);
   if constexpr (Columns == 2) {
-    load_matrix<1>(first + matrix_size, stride);
-    load_matrix<3>(first + matrix_size * stride + matrix_size, stride);
+    load_matrix<1>(first + matrix_size, 4 * stride);
+    load_matrix<3>(first + matrix_size * stride + matrix_size, 4 * stride);
   }
 }
 
@@ -75,14 +81,11 @@ LAMBDA_ATTENTION_INLINE void multiply_keys(const tile_state<float>& tile, const 
   const index_t num_words = words_for(tile.head_dim);
   for (index_t k = 0; k < steps.num_keys; k += keys_per_step) {
     for_each_column(keys, [&](index_t lane, auto at_once) {
-      clear_matrix<0>();
-      clear_matrix<1>();
-      clear_matrix<2>();
-      clear_matrix<3>();
+      clear_sums();
       for (index_t word = 0; word < num_words; word += matrix_size)
-        add_block_of_products<at_once.count>(steps.keys + k * keys.key_stride + word, keys.key_stride,
-                                             keys.queries + word * tile.width + lane, tile.width);
-      store_sums<at_once.count>(tile.scores + k * tile.width + lane, tile.width);
+        add_block_of_products<2, at_once.count>(steps.keys + k * keys.key_stride + word, 4 * keys.key_stride,
+                                                keys.queries + word * tile.width + lane, tile.width);
+      store_sums<2, at_once.count>(tile.scores + k * tile.width + lane, tile.width);
     });
   }
 }
@@ -143,8 +146,9 @@ LAMBDA_ATTENTION_INLINE void multiply_values(tile_state<float>& tile, const tile
       float* const sums = tile.output + d * tile.width + lane;
       load_sums<at_once.count>(sums, tile.width);
       for (index_t pair = 0; pair < steps.num_keys / 2; pair += matrix_size)
-        add_block_of_products<at_once.count>(values + pair, width, tile.scores + pair * tile.width + lane, tile.width);
-      store_sums<at_once.count>(sums, tile.width);
+        add_block_of_products<2, at_once.count>(values + pair, 4 * width, tile.scores + pair * tile.width + lane,
+                                                tile.width);
+      store_sums<2, at_once.count>(sums, tile.width);
     });
   }
 }

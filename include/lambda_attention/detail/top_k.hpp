@@ -88,7 +88,7 @@ top_k_job<Real> checked_top_k_job(const tensor& q, const middle_core<Real>& midd
           distance,
           common.scale,
           common.soft_cap,
-          &position_kernels_for<Real>(isa > isa_level::avx512 ? isa_level::avx512 : isa)};
+          &position_kernels_for<Real>(isa > isa_level::avx512 ? isa_level::avx512 : isa, false)};
 }
 
 // What one worker needs.
