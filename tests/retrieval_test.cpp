@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "refusal.hpp"
@@ -118,6 +119,22 @@ TEST(AttendTopK, WeighsKeysWhateverTheirBias) {
   for (std::size_t h = 0; h < heads; ++h)
     EXPECT_NEAR(far_lse.elements[h] / (near_lse.elements[h] - std::exp2(-2.0 * static_cast<double>(h + 1)) * 0x1p24), 1,
                 1e-6);
+}
+
+// Pages that promise one head most are read for it alone, others once for up to four heads.
+TEST(AttendTopK, ReadsPagesOnceForAGroup) {
+  constexpr index_t many = 6400, pages = 100, promising = 16;
+  for (const auto& [group, sets] : {std::pair<index_t, index_t>{1, 1}, {2, 1}, {3, 1}, {4, 1}, {5, 2}, {9, 3}}) {
+    const sequence<> s(many, group, 1, dim, dim);
+    la::middle_store<la::f32, la::rope> store(la::lm_infinite(3, 20), la::rope(dim), 1, dim, dim);
+    la::append(s.k.view(), s.v.view(), store);
+    dense<float> out(1, group, dim), lse(1, group, 1);
+    const index_t read = la::attend_top_k(s.q.view().slice(many - 1, 1), store, {la::unlimited, 20},
+                                          la::partial_result{out.view(), lse.view()});
+    const index_t once = pages * sets, alone = group == 5 || group == 9 ? group - 1 : group > 1 ? group : 0;
+    EXPECT_GE(read, once) << "group " << group;
+    EXPECT_LE(read, once + alone * promising) << "group " << group;
+  }
 }
 
 // In place of the queries; sinks and window without end; more keys than there are.

@@ -145,7 +145,7 @@ index_t attend_top_k(const tensor_view<Q>& q, const middle_store<Storage, Positi
   std::atomic<index_t> pages_read(0);
   const detail::top_k_task<real> task{kernels, job, reinterpret_cast<unsigned char*>(memory.data()), counter.used(),
                                       pages_read};
-  if (const index_t num_tasks = q.tokens * q.heads) executor.run(num_tasks, task);
+  if (const index_t num_tasks = task.num_tasks(job)) executor.run(num_tasks, task);
   return pages_read;
 }
 

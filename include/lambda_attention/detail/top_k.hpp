@@ -50,6 +50,8 @@ struct top_k_job {
   const position_kernels<Real>* one_position;
 
   index_t group() const { return q.heads / middle->shape().num_kv_heads; }
+  // Heads of a group that read pages together: as many as the kernels take at once.
+  index_t heads_together() const { return min(group(), max_tile_vectors); }
   index_t query_of(index_t token) const { return middle->num_tokens() - q.tokens + token; }
   // The keys that a query has left behind: neither sinks nor in its window.
   index_range keys_of(index_t query) const {
@@ -91,35 +93,39 @@ top_k_job<Real> checked_top_k_job(const tensor& q, const middle_core<Real>& midd
           &position_kernels_for<Real>(isa > isa_level::avx512 ? isa_level::avx512 : isa, false)};
 }
 
-// What one worker needs.
+// What one worker needs, for each head of those that read together.
 template <class Real>
 struct top_k_scratch {
   Real* angles;
   Real* row;
-  Real* query;   // turned and scaled; then its positive and its negative part
-  Real* scores;  // of a page, or of the best keys
-  Real* page;    // rows that the kernels do not know, as numbers
+  Real* queries[3];  // [head][padded dim], turned and scaled: themselves, their positive and their negative parts
+  Real* scores;      // [head][stride], of a page, or of the best keys
+  index_t score_stride;
+  Real* page;  // rows that the kernels do not know, as numbers
   Real* output;
-  scored<Real>* pages;
-  scored<Real>* best;
+  scored<Real>* pages[max_tile_vectors];
+  scored<Real>* best[max_tile_vectors];
 
   template <class Arena>
   top_k_scratch(Arena& arena, const top_k_job<Real>& job) {
-    const index_t padded_dim = job.middle->padded_dim();
+    const index_t padded_dim = job.middle->padded_dim(), heads = job.heads_together();
     const index_t padded_v_dim = round_up(job.middle->shape().v_head_dim, row_multiple);
     angles = arena.template take<Real>(row_turner<Real>::angle_count(job.encoding));
     row = arena.template take<Real>(max_head_dim);
-    query = arena.template take<Real>(3 * padded_dim);
-    scores = arena.template take<Real>(max(job.k, middle_core<Real>::page_tokens) + row_multiple);
+    for (Real*& part : queries) part = arena.template take<Real>(max_tile_vectors * padded_dim);
+    score_stride = round_up(max(job.k, middle_core<Real>::page_tokens) + row_multiple, row_multiple);
+    scores = arena.template take<Real>(max_tile_vectors * score_stride);
     const bool decodes = job.middle->format() == row_format::custom;
     page = arena.template take<Real>(decodes ? middle_core<Real>::page_tokens * max(padded_dim, padded_v_dim) : 0);
     output = arena.template take<Real>(padded_v_dim);
-    pages = arena.template take<scored<Real>>(job.middle->num_pages());
-    best = arena.template take<scored<Real>>(job.k);
+    for (index_t h = 0; h < max_tile_vectors; ++h) {
+      pages[h] = arena.template take<scored<Real>>(h < heads ? job.middle->num_pages() : 0);
+      best[h] = arena.template take<scored<Real>>(h < heads ? job.k : 0);
+    }
   }
 };
 
-// One query. Pages are read until none is left whose bound reaches the k-th best score:
+// One token, and some heads of a group. Pages are read until none is left whose bound reaches the k-th best score of a head:
 //
 //     score of a key  =  sum_d q_d key_d  <=  sum_{q_d > 0} q_d largest_d  +  sum_{q_d < 0} q_d smallest_d   of its page
 template <class Real>
@@ -137,16 +143,17 @@ class top_k_search {
   }
 
   // Returns how many pages were read.
-  index_t attend(index_t token, index_t head) {
+  index_t attend(index_t token, index_t first_head, index_t num_heads) {
     const index_range keys = job_.keys_of(job_.query_of(token));
-    num_best_ = 0;
-    kv_head_ = head / job_.group();
+    kv_head_ = first_head / job_.group();
+    num_heads_ = num_heads;
     index_t pages_read = 0;
+    for (index_t& count : num_best_) count = 0;
     if (keys.size() > 0 && job_.k > 0) {
-      pack(token, head);
+      pack(token, first_head);
       pages_read = search(keys);
     }
-    write(token, head);
+    for (index_t h = 0; h < num_heads; ++h) write(token, first_head + h, h);
     return pages_read;
   }
 
@@ -154,25 +161,29 @@ class top_k_search {
   static constexpr index_t page_tokens = middle_core<Real>::page_tokens;
   static constexpr Real read_already = -largest_finite<Real>;  // no score that is kept is as low
 
-  void pack(index_t token, index_t head) {
-    Real* const own = scratch_.query;
-    Real *const positive = own + padded_dim_, *const negative = positive + padded_dim_;
-    const unsigned char* const source = job_.q.row(token, head);
-    const Real* numbers = reinterpret_cast<const Real*>(source);
-    if (job_.q.format != native_format<Real>) {
-      read_tensor_row(kernels_, job_.q, token, head, scratch_.row);
-      numbers = scratch_.row;
+  // Queries of all heads, with zeros for those that make their number one that the kernels take.
+  void pack(index_t token, index_t first_head) {
+    num_rows_ = num_heads_ == 3 ? 4 : static_cast<int>(num_heads_);
+    for (index_t h = 0; h < num_rows_; ++h) {
+      Real* const own = scratch_.queries[0] + h * padded_dim_;
+      Real *const positive = scratch_.queries[1] + h * padded_dim_, *const negative =
+                                                                        scratch_.queries[2] + h * padded_dim_;
+      if (h < num_heads_) turner_.turn(numbers_of(token, first_head + h), own);
+      for (index_t d = h < num_heads_ ? job_.q.dim : 0; d < padded_dim_; ++d) own[d] = 0;
+      Real sum = 0;
+      for (index_t d = 0; d < padded_dim_; ++d) {
+        own[d] *= job_.scale;
+        positive[d] = max_of(own[d], 0);
+        negative[d] = own[d] - positive[d];
+        sum += positive[d] - negative[d];
+      }
+      size_of_query_[h] = sum;
     }
-    turner_.turn(numbers, own);
-    for (index_t d = job_.q.dim; d < padded_dim_; ++d) own[d] = 0;
-    Real sum = 0;
-    for (index_t d = 0; d < padded_dim_; ++d) {
-      own[d] *= job_.scale;
-      positive[d] = max_of(own[d], 0);
-      negative[d] = own[d] - positive[d];
-      sum += positive[d] - negative[d];
-    }
-    size_of_query_ = sum;
+  }
+  const Real* numbers_of(index_t token, index_t head) const {
+    if (job_.q.format == native_format<Real>) return reinterpret_cast<const Real*>(job_.q.row(token, head));
+    read_tensor_row(kernels_, job_.q, token, head, scratch_.row);
+    return scratch_.row;
   }
 
   // Rows of a page as the kernels for a few queries read them.
@@ -197,69 +208,99 @@ class top_k_search {
     return rows;
   }
 
-  // The pages that promise most, so that the k-th best score is soon a high one; then the others in the order in which they
-  // lie in memory, for memory is read faster in order.
+  // The pages that promise each head most, so that its k-th best score is soon a high one; then the others in the order in
+  // which they lie in memory, for memory is read faster in order, and once for all heads that need a page.
   index_t search(index_range keys) {
-    constexpr index_t most_first = 16;
-    scored<Real> promising[most_first];
-    const index_t first_page = keys.first / page_tokens, num_pages = divide_up(keys.last, page_tokens) - first_page;
-    scored<Real>* const pages = scratch_.pages;
-    bound_pages(first_page, num_pages);
-    index_t num_promising = 0, pages_read = 0;
-    for (index_t p = 0; p < num_pages; ++p) keep_best(pages[p], promising, num_promising, most_first);
-    const auto before = [](const scored<Real>& a, const scored<Real>& b) { return better(a, b); };
-    make_heap(promising, num_promising, before);
-    for (; num_promising > 0 && may_hold_better(promising[0]); ++pages_read) {
-      score_page(promising[0].index, keys);
-      pages[promising[0].index - first_page].score = read_already;
-      promising[0] = promising[--num_promising];
-      sift_down(promising, 0, num_promising, before);
-    }
-    for (index_t p = 0; p < num_pages; ++p)
-      if (may_hold_better(pages[p])) score_page(pages[p].index, keys), ++pages_read;
+    first_page_ = keys.first / page_tokens;
+    num_pages_ = divide_up(keys.last, page_tokens) - first_page_;
+    bound_pages();
+    index_t pages_read = 0;
+    for (index_t h = 0; h < num_heads_; ++h) pages_read += read_promising(h, keys);
+    for (index_t p = 0; p < num_pages_; ++p)
+      if (const index_range heads = heads_in_need(p); heads.size() > 0) score_page(p, keys, heads), ++pages_read;
     return pages_read;
   }
-  bool may_hold_better(const scored<Real>& page) const {
-    return page.score > read_already && (num_best_ < job_.k || page.score >= scratch_.best[0].score);
+  index_t read_promising(index_t h, index_range keys) {
+    constexpr index_t most_first = 16;
+    scored<Real> promising[most_first];
+    index_t count = 0, pages_read = 0;
+    for (index_t p = 0; p < num_pages_; ++p) keep_best(scratch_.pages[h][p], promising, count, most_first);
+    const auto before = [](const scored<Real>& a, const scored<Real>& b) { return better(a, b); };
+    make_heap(promising, count, before);
+    for (; count > 0 && promising[0].score >= worst_kept(h); ++pages_read) {
+      score_page(promising[0].index, keys, {h, h + 1});
+      promising[0] = promising[--count];
+      sift_down(promising, 0, count, before);
+    }
+    return pages_read;
+  }
+  // What a head's keys have to reach to be among its best.
+  Real worst_kept(index_t h) const { return num_best_[h] < job_.k ? read_already : scratch_.best[h][0].score; }
+  // Heads that a page may hold better keys for: one of them, or more, and then all.
+  index_range heads_in_need(index_t page) const {
+    index_range heads = {0, 0};
+    for (index_t h = 0; h < num_heads_; ++h) {
+      const Real bound = scratch_.pages[h][page].score;
+      if (!(bound > read_already && bound >= worst_kept(h))) continue;
+      if (heads.size() > 0) return {0, num_heads_};
+      heads = {h, h + 1};
+    }
+    return heads;
   }
 
-  // The bounds of some pages. Both they and scores are sums of rounded products: what those may be off by, at most
+  // The bounds of all pages. Both they and scores are sums of rounded products: what those may be off by, at most
   // head_dim * 2^-24 of the sum of their sizes, counts in, and what vanishes below the smallest normal number.
-  void bound_pages(index_t first_page, index_t num_pages) {
-    constexpr index_t together = page_tokens;
-    const Real margin =
-        rounding_unit<Real> * static_cast<Real>(2 * padded_dim_) * size_of_query_ * middle_.largest_number() +
-        static_cast<Real>(2 * padded_dim_) * smallest_normal<Real>;
+  void bound_pages() {
+    constexpr index_t together = page_tokens, stride = together + row_multiple;
+    alignas(buffer_alignment) Real of_smallest[max_tile_vectors * stride];
     stored_rows largest = {};
     largest.format = native_format<Real>;
     largest.key_row_bytes = middle_.bounds_row() * static_cast<index_t>(sizeof(Real));
-    for (index_t done = 0; done < num_pages; done += together) {
-      largest.num_keys = min(together, num_pages - done);
-      const Real* const bounds = middle_.bounds_of(kv_head_, first_page + done);
-      alignas(buffer_alignment) Real of_smallest[together + row_multiple];
+    for (index_t done = 0; done < num_pages_; done += together) {
+      largest.num_keys = min(together, num_pages_ - done);
+      const Real* const bounds = middle_.bounds_of(kv_head_, first_page_ + done);
       largest.keys = reinterpret_cast<const unsigned char*>(bounds);
-      job_.one_position->score_rows(scratch_.query + padded_dim_, 1, padded_dim_, largest, scratch_.scores, 0);
       stored_rows smallest = largest;
       smallest.keys = reinterpret_cast<const unsigned char*>(bounds + padded_dim_);
-      job_.one_position->score_rows(scratch_.query + 2 * padded_dim_, 1, padded_dim_, smallest, of_smallest, 0);
-      for (index_t i = 0; i < largest.num_keys; ++i) {
-        scored<Real>& page = scratch_.pages[done + i];
-        page = {scratch_.scores[i] + of_smallest[i] + margin, first_page + done + i};
-        if (!is_finite(static_cast<double>(page.score))) page.score = largest_finite<Real>;
-      }
+      const auto score_rows = job_.one_position->score_rows;
+      score_rows(scratch_.queries[1], num_rows_, padded_dim_, largest, scratch_.scores, scratch_.score_stride);
+      score_rows(scratch_.queries[2], num_rows_, padded_dim_, smallest, of_smallest, stride);
+      for (index_t h = 0; h < num_heads_; ++h)
+        for (index_t i = 0; i < largest.num_keys; ++i) {
+          const Real bound = scratch_.scores[h * scratch_.score_stride + i] + of_smallest[h * stride + i] + margin(h);
+          scratch_.pages[h][done + i] = {is_finite(static_cast<double>(bound)) ? bound : largest_finite<Real>,
+                                         done + i};
+        }
     }
+  }
+  Real margin(index_t h) const {
+    const Real terms = static_cast<Real>(2 * padded_dim_);
+    return rounding_unit<Real> * terms * size_of_query_[h] * middle_.largest_number() + terms * smallest_normal<Real>;
   }
   static constexpr Real max_of(Real a, Real b) { return a > b ? a : b; }
 
-  void score_page(index_t page, index_range keys) {
-    const index_t first = max(keys.first, page * page_tokens), last = min(keys.last, (page + 1) * page_tokens);
-    const stored_rows rows = rows_of(middle_.keys(page), first, last, true);
-    job_.one_position->score_rows(scratch_.query, 1, padded_dim_, rows, scratch_.scores, 0);
-    for (index_t i = 0; i < last - first; ++i) offer({scratch_.scores[i], first + i});
+  // For one head, or for all of them.
+  void score_page(index_t page, index_range keys, index_range heads) {
+    const index_t number = first_page_ + page;
+    const index_t first = max(keys.first, number * page_tokens), last = min(keys.last, (number + 1) * page_tokens);
+    const stored_rows rows = rows_of(middle_.keys(number), first, last, true);
+    job_.one_position->score_rows(scratch_.queries[0] + heads.first * padded_dim_, heads.size() == 1 ? 1 : num_rows_,
+                                  padded_dim_, rows, scratch_.scores, scratch_.score_stride);
+    for (index_t h = heads.first; h < heads.last; ++h) {
+      if (scratch_.pages[h][page].score == read_already) continue;
+      const Real* const scores = scratch_.scores + (h - heads.first) * scratch_.score_stride;
+      Real reached = worst_kept(h);
+      for (index_t i = 0; i < last - first; ++i) {
+        if (!(scores[i] >= reached)) continue;  // nor NaN
+        offer(h, {scores[i], first + i});
+        reached = worst_kept(h);
+      }
+      scratch_.pages[h][page].score = read_already;
+    }
   }
 
-  void offer(const scored<Real>& key) {
-    if (key.score > read_already) keep_best(key, scratch_.best, num_best_, job_.k);  // not NaN
+  void offer(index_t h, const scored<Real>& key) {
+    if (key.score > read_already) keep_best(key, scratch_.best[h], num_best_[h], job_.k);
   }
   // Of all that are offered the best `most`: once there are as many, a heap whose first is the worst.
   static void keep_best(const scored<Real>& offered, scored<Real>* best, index_t& count, index_t most) {
@@ -273,21 +314,22 @@ class top_k_search {
     }
   }
 
-  // The result of a query and head, from its best keys in their order.
-  void write(index_t token, index_t head) {
-    scored<Real>* const best = scratch_.best;
-    heap_sort(best, num_best_, [](const scored<Real>& a, const scored<Real>& b) { return a.index < b.index; });
+  // The result of head number h, from its best keys in their order.
+  void write(index_t token, index_t head, index_t h) {
+    scored<Real>* const best = scratch_.best[h];
+    const index_t count = num_best_[h];
+    heap_sort(best, count, [](const scored<Real>& a, const scored<Real>& b) { return a.index < b.index; });
     Real* const weights = scratch_.scores;
-    for (index_t i = 0; i < num_best_; ++i) weights[i] = best[i].score;
+    for (index_t i = 0; i < count; ++i) weights[i] = best[i].score;
     const auto& kernels = *job_.one_position;
-    kernels.adjust_scores(weights, num_best_, job_.soft_cap, Real(0), nullptr, 0, 0, 0);
+    kernels.adjust_scores(weights, count, job_.soft_cap, Real(0), nullptr, 0, 0, 0);
     Real sum = 0;
-    const Real most = kernels.softmax(weights, num_best_, &sum);
+    const Real most = kernels.softmax(weights, count, &sum);
     for (index_t d = 0; d < padded_v_dim_; ++d) scratch_.output[d] = 0;
-    for (index_t i = 0, count; i < num_best_; i += count) {
-      count = keys_in_a_row(i);
+    for (index_t i = 0, in_a_row; i < count; i += in_a_row) {
+      in_a_row = keys_in_a_row(best + i, count - i);
       const index_t key = best[i].index;
-      const stored_rows rows = rows_of(middle_.values(key / page_tokens), key, key + count, false);
+      const stored_rows rows = rows_of(middle_.values(key / page_tokens), key, key + in_a_row, false);
       kernels.add_values(weights + i, 0, 1, padded_v_dim_, rows, scratch_.output);
     }
     const Real scale = normaliser<Real>(sum, most, nullptr);
@@ -296,14 +338,13 @@ class top_k_search {
     write_number(job_.lse, token, head, log_sum_exp(sum, most) + bias_of(head));
   }
 
-  // Best keys from number i on that follow one another in a page.
-  index_t keys_in_a_row(index_t i) const {
-    const scored<Real>* const best = scratch_.best;
-    index_t count = 1;
-    while (i + count < num_best_ && best[i + count].index == best[i].index + count &&
-           best[i + count].index % page_tokens != 0)
-      ++count;
-    return count;
+  // Of `count` keys, those from the first on that follow one another in a page.
+  static index_t keys_in_a_row(const scored<Real>* keys, index_t count) {
+    index_t in_a_row = 1;
+    while (in_a_row < count && keys[in_a_row].index == keys->index + in_a_row &&
+           keys[in_a_row].index % page_tokens != 0)
+      ++in_a_row;
+    return in_a_row;
   }
 
   // All keys are at one distance: their bias is no part of the weights, which it would only round.
@@ -322,11 +363,15 @@ class top_k_search {
   index_t padded_dim_;
   index_t padded_v_dim_;
   index_t kv_head_ = 0;
-  index_t num_best_ = 0;
-  Real size_of_query_ = 0;
+  index_t num_heads_ = 0;
+  int num_rows_ = 0;  // of queries: the heads, and zeros
+  index_t first_page_ = 0;
+  index_t num_pages_ = 0;
+  index_t num_best_[max_tile_vectors] = {};
+  Real size_of_query_[max_tile_vectors] = {};
 };
 
-// What the executor calls: a task is one query of one head.
+// What the executor calls: a task is one token and the heads of a group that read together.
 template <class Real>
 struct top_k_task {
   const kernel_table<Real>& kernels;
@@ -335,10 +380,21 @@ struct top_k_task {
   index_t bytes_per_worker;
   std::atomic<index_t>& pages_read;
 
+  static index_t sets_of_group(const top_k_job<Real>& job) { return divide_up(job.group(), job.heads_together()); }
+  static index_t num_tasks(const top_k_job<Real>& job) {
+    return job.q.tokens * job.middle->shape().num_kv_heads * sets_of_group(job);
+  }
+
   void operator()(index_t number, index_t worker) const noexcept {
     scratch_arena arena(memory + worker * bytes_per_worker);
     const top_k_scratch<Real> scratch(arena, job);
-    const index_t read = top_k_search<Real>(kernels, job, scratch).attend(number / job.q.heads, number % job.q.heads);
+    const index_t set = number % sets_of_group(job), of_kv_head = number / sets_of_group(job);
+    const index_t kv_head = of_kv_head % job.middle->shape().num_kv_heads,
+                  token = of_kv_head / job.middle->shape().num_kv_heads;
+    const index_t done = set * job.heads_together();
+    const index_t read =
+        top_k_search<Real>(kernels, job, scratch)
+            .attend(token, kv_head * job.group() + done, min(job.heads_together(), job.group() - done));
     pages_read.fetch_add(read, std::memory_order_relaxed);
   }
 };
