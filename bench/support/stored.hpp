@@ -22,10 +22,11 @@ constexpr const char* storage_name() {
 }
 
 /// 4 u^2: keys and values each move the output by the mean square rounding u^2 of a stored row (of keys: times the variance
-/// of the logits, which is 1 here); and twice that. Pairs round weights and queries too; a single token meets no matrices.
+/// of the logits, which is 1 here); and twice that. Pairs, with AMX those of 5 or more queries of a KV head, round weights and
+/// queries too.
 template <class Storage>
 double stored_nmse_bound() {
-  const bool in_pairs = lambda_attention::isa() == lambda_attention::isa_level::avx512_bf16;
+  const bool in_pairs = lambda_attention::isa() >= lambda_attention::isa_level::avx512_bf16;
   if (std::is_same_v<Storage, lambda_attention::f16>) return 4 * 5e-8;
   if (std::is_same_v<Storage, lambda_attention::bf16>) return (in_pairs ? 8 : 4) * 2.5e-6;
   if (std::is_same_v<Storage, lambda_attention::int8>) return 4 * 4e-5;

@@ -21,7 +21,8 @@ namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 
 /// Keys and values of all tokens of one stream in one layer, beside its kv_cache. Keys are kept as R(0)k, rows as `Storage`
-/// writes them. Memory grows: a row of each for every token and KV head, and for every 64 tokens two rows of bounds.
+/// writes them. Memory grows: a row of each for every token and KV head, and for every 64 tokens two rows of bounds;
+/// in blocks as large as what there is, up to 4 MiB each or 64 tokens.
 ///
 /// Of the shape num_sinks and window count: they say what is neither, the middle, for a query. Copying a store forks it.
 /// Errors, at construction: an invalid shape, counts or dims below 1, dims above max_head_dim, an encoding for another head_dim.
@@ -118,12 +119,13 @@ struct top_k {
 ///
 /// Exact, where scores do not overflow: keys are read in pages of 64, 16 pages whose bounds promise most first, then in order
 /// all others but those that cannot hold a better key.
-/// Returns how many pages were read, over all queries and heads.
+/// Returns how many pages were read, over all queries and KV heads. Up to four heads of a group read a page together if more than one
+/// of them needs it, and count it once.
 ///
 /// Errors: std::invalid_argument before anything is written, as for attend_partial(); k < 0, distance < 0, more queries than
 /// the store has tokens.
 /// Cost: the bounds, two rows of numbers for 64 keys; and the pages that are read: few where keys that are alike lie together, all
-/// of them where they are random. Scratch for each worker: 16 bytes a page, 20 for each of the k.
+/// of them where they are random. Scratch for each worker and head of those: 16 bytes a page, 20 for each of the k.
 /// Source: Han et al., LM-Infinite, section 3 (top-k tokens in the middle).
 template <class Q, class Storage, class Position, class Out, class Lse, class Executor = serial_executor>
 index_t attend_top_k(const tensor_view<Q>& q, const middle_store<Storage, Position>& store, const top_k& best,
