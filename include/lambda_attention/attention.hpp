@@ -152,9 +152,9 @@ void attend(const stream_step<Q, K, V, Storage, Position, Out>* streams, index_t
 ///
 /// q [n, heads, head_dim], k [n, kv_heads, head_dim], v [n, kv_heads, v_head_dim], out [n, heads, v_head_dim], before any
 /// rotation; element types and layouts as for a whole sequence. Every query reads keys and values as the cache stores
-/// them, its own included. int8 rows (isa_level::avx512_vnni), and bf16 rows that several queries (isa_level::avx512_bf16) or
-/// so many that they go through tiles (amx_bf16 too) read, may be multiplied as they are: queries and weights are then rounded too, in bf16 to
-/// bfloat16, in int8 far less than the rows.
+/// them, its own included. int8 rows (isa_level::avx512_vnni), and bf16 rows that several queries of a KV head read
+/// (isa_level::avx512_bf16; five with amx_bf16) may be multiplied as they are: queries and weights are then rounded too, in bf16
+/// to bfloat16, in int8 far less than the rows.
 ///
 /// Errors: as for a whole sequence; a refused call leaves cache and out as they were.
 /// Law: any split of a stream into calls gives the same rows, within rounding, whatever the ring has overwritten.

@@ -22,7 +22,7 @@ inline namespace LAMBDA_ATTENTION_UNIT {
 
 /// Keys and values of all tokens of one stream in one layer, beside its kv_cache. Keys are kept as R(0)k, rows as `Storage`
 /// writes them. Memory grows: a row of each for every token and KV head, and for every 64 tokens two rows of bounds;
-/// in blocks as large as what there is, up to 4 MiB each or 64 tokens.
+/// in blocks as large as what there is, up to 4 MiB or 64 tokens each.
 ///
 /// Of the shape num_sinks and window count: they say what is neither, the middle, for a query. Copying a store forks it.
 /// Errors, at construction: an invalid shape, counts or dims below 1, dims above max_head_dim, an encoding for another head_dim.
@@ -113,19 +113,20 @@ struct top_k {
 ///
 ///     logit(j) = cap(scale * score(q_i, k_j, distance)) + bias(head, distance),    num_sinks <= j <= i - window
 ///
-/// and of these the k highest, for each head; of equal ones the older. merge() it with attend_partial(q, cache, {0, unlimited},
+/// and of these the k highest, for each head; of equal scores, as computed, the older. merge() it with attend_partial(q, cache, {0, unlimited},
 /// ...) for one softmax over sinks, window and these. q [n, heads, head_dim], before any rotation; result as for
 /// attend_partial(); result.out may be q. A key with a NaN is never among the best, and a query with one has no best keys.
 ///
 /// Exact, where scores do not overflow: keys are read in pages of 64, 16 pages whose bounds promise most first, then in order
 /// all others but those that cannot hold a better key.
-/// Returns how many pages were read, over all queries and KV heads. Up to four heads of a group read a page together if more than one
-/// of them needs it, and count it once.
+/// Returns how many pages were read, over all queries and KV heads: the first 16 by each head alone, a later one that more than one
+/// needs by up to four heads of a group together, and once. A task of the executor is a token and such heads.
 ///
 /// Errors: std::invalid_argument before anything is written, as for attend_partial(); k < 0, distance < 0, more queries than
 /// the store has tokens.
 /// Cost: the bounds, two rows of numbers for 64 keys; and the pages that are read: few where keys that are alike lie together, all
-/// of them where they are random. Scratch for each worker and head of those: 16 bytes a page, 20 for each of the k.
+/// of them where they are random. Scratch for each worker: 16 bytes for each page and each of the k for as many heads
+/// as read together, and 4 for each of the k.
 /// Source: Han et al., LM-Infinite, section 3 (top-k tokens in the middle).
 template <class Q, class Storage, class Position, class Out, class Lse, class Executor = serial_executor>
 index_t attend_top_k(const tensor_view<Q>& q, const middle_store<Storage, Position>& store, const top_k& best,
@@ -147,7 +148,7 @@ index_t attend_top_k(const tensor_view<Q>& q, const middle_store<Storage, Positi
   std::atomic<index_t> pages_read(0);
   const detail::top_k_task<real> task{kernels, job, reinterpret_cast<unsigned char*>(memory.data()), counter.used(),
                                       pages_read};
-  if (const index_t num_tasks = task.num_tasks(job)) executor.run(num_tasks, task);
+  if (const index_t num_tasks = task.num_tasks()) executor.run(num_tasks, task);
   return pages_read;
 }
 

@@ -40,6 +40,8 @@ TEST(AttentionJob, FewTokensOfAStreamAreReadByPosition) {
       attention_job<float> j = job(la::full_causal(), tokens, group, 1);
       EXPECT_FALSE(j.by_position());
       j.one_position = &kernels;
+      EXPECT_EQ(j.most_tokens(), la::detail::most_tokens_by_position(group)) << "rows that are copied first";
+      j.rows.window_as_stored = true;
       EXPECT_TRUE(j.by_position());
       ++j.q.tokens;
       EXPECT_FALSE(j.by_position());

@@ -512,6 +512,7 @@ struct stored_position {
     for (int h = 0; h < heads; ++h) {
       for (index_t d = 0; d < dim; ++d) queries[h * padded_dim + d] = normal(random);
       for (index_t k = 0; k < num_rows; ++k) weights[h * stride() + k] = std::exp(normal(random));
+      for (index_t k = num_rows; k < stride(); ++k) weights[h * stride() + k] = std::nanf("");  // not to be read
     }
   }
 

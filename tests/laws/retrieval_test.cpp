@@ -204,11 +204,11 @@ TEST_P(retrieval_law, leaves_every_bit) {
 // Of many pages: keys that are alike lie together, and all but a few pages promise too little; of random ones most are read. What
 // is found is the formula's either way.
 template <class Storage>
-void search_many_pages(const char* storage_name) {
+void search_many_pages(const char* storage_name, index_t group) {
   constexpr int seed = 53;
-  SCOPED_TRACE("seed " + std::to_string(seed) + ", " + storage_name);
+  SCOPED_TRACE("seed " + std::to_string(seed) + ", " + storage_name + ", group " + std::to_string(group));
   generator random(seed);
-  const extents e = {64 * 60, 1, 1, 64, 16};
+  const extents e = {64 * 60, 1, group, 64, 16};
   const lambda_shape shape = lm_infinite(5, 64);
   const tensor<float> centres = random_tensor<float>(random, e.tokens / 64, 1, e.head_dim);
   inputs<> scattered = random_inputs<>(random, e), clustered = scattered;
@@ -224,22 +224,30 @@ void search_many_pages(const char* storage_name) {
         const inputs<>& in = alike ? clustered : scattered;
         middle_store<Storage, none> store(shape, none(), 1, e.head_dim, e.v_head_dim);
         append(in.k.view(), in.v.view(), store);
-        part<typename Storage::compute_type> p(1, 1, e.v_head_dim);
+        part<typename Storage::compute_type> p(1, group, e.v_head_dim);
         attention_options options;
         options.isa = isa;
         const top_k best = {k, 64};
         const index_t pages = attend_top_k(in.q.view().slice(e.tokens - 1, 1), store, best, p.result(), options);
-        long double lse = 0;
         error_sum error;
-        const auto expected = expected_row<Storage>(in, shape, none(), e.tokens - 1, 0, best, 0, &lse);
-        for (index_t d = 0; d < e.v_head_dim; ++d)
-          error.add(p.out.view().row(0, 0)[d], expected[static_cast<std::size_t>(d)]);
+        for (index_t head = 0; head < group; ++head) {
+          long double lse = 0;
+          const auto expected = expected_row<Storage>(in, shape, none(), e.tokens - 1, head, best, 0, &lse);
+          for (index_t d = 0; d < e.v_head_dim; ++d)
+            error.add(p.out.view().row(0, head)[d], expected[static_cast<std::size_t>(d)]);
+          EXPECT_NEAR(*p.lse.view().row(0, head), static_cast<double>(lse), 1e-4);
+        }
         EXPECT_LE(error.nmse(), 4 * arithmetic_bound<typename Storage::compute_type>());
-        EXPECT_NEAR(*p.lse.view().row(0, 0), static_cast<double>(lse), 1e-4);
-        EXPECT_LE(pages, num_pages);
-        if (alike && k <= 16) {
+        EXPECT_LE(pages, num_pages + (group == 1 ? 0 : 16 * group));
+        if (alike && k <= 16 && group == 1) {
           EXPECT_LE(pages, 20) << "pruned";
         }
+        part<typename Storage::compute_type> one(1, 1, e.v_head_dim);
+        index_t alone = 0;
+        for (index_t head = 0; head < group; ++head)
+          alone += attend_top_k(token_major(std::as_const(in.q).view().row(e.tokens - 1, head), 1, 1, e.head_dim),
+                                store, best, one.result(), options);
+        EXPECT_LE(pages, alone) << "together they read no more than each for itself";
         if (k == 1500) {
           EXPECT_GE(pages, 1500 / 64) << "there are not as many in fewer";
         }
@@ -248,11 +256,18 @@ void search_many_pages(const char* storage_name) {
 }
 
 TEST(many_pages, hold_what_the_formula_finds) {
-  search_many_pages<f32>("f32");
-  search_many_pages<f64>("f64");
-  search_many_pages<f16>("f16");
-  search_many_pages<bf16>("bf16");
-  search_many_pages<int8>("int8");
+  search_many_pages<f32>("f32", 1);
+  search_many_pages<f64>("f64", 1);
+  search_many_pages<f16>("f16", 1);
+  search_many_pages<bf16>("bf16", 1);
+  search_many_pages<int8>("int8", 1);
+}
+
+// Heads that need different pages, and heads that need the same.
+TEST(many_pages, hold_what_the_formula_finds_for_a_group) {
+  search_many_pages<f64>("f64", 2);
+  search_many_pages<bf16>("bf16", 3);
+  search_many_pages<int8>("int8", 4);
 }
 
 // A NaN or an infinity in a key is not among the best, or is; it hides no other.

@@ -240,7 +240,7 @@ class position_driver {
 
   // Scores of a part to weights, and the sum of values with these.
   void weigh(const key_bands& bands, index_range keys, Real* weights, index_t partial) {
-    const bool in_pairs = job_.window_in_pairs && num_rows_ >= job_.one_position->fewest_in_pairs;
+    const bool in_pairs = job_.any_in_pairs() && num_rows_ >= job_.one_position->fewest_in_pairs;
     const auto softmax = in_pairs ? job_.one_position->softmax_in_pairs : job_.one_position->softmax;
     for (index_t row = 0; row < num_rows_; ++row)
       partials_.max(partial + row) = softmax(weights + row * score_stride_, keys.size(), &partials_.sum(partial + row));

@@ -186,7 +186,7 @@ const pair_kernels<Real>* pairs_of_dims(const attention_job<Real>& job, const pa
 }
 
 // Keys and values that are bfloat16s are taken in pairs, where there are kernels that multiply such rows. A cache has sinks of
-// other numbers.
+// other numbers. `pairs` fit the dims.
 template <class Real>
 void choose_pairs(attention_job<Real>& job, const pair_kernels<Real>* pairs) {
   const auto bfloat16s = [&](key_kind near, key_kind far, const row_store<Real>& values) {
@@ -194,7 +194,6 @@ void choose_pairs(attention_job<Real>& job, const pair_kernels<Real>* pairs) {
     return keys[static_cast<int>(near)].format == row_format::bf16 &&
            keys[static_cast<int>(far)].format == row_format::bf16 && values.format == row_format::bf16;
   };
-  pairs = pairs_of_dims(job, pairs);
   // What is copied for few queries is copied as numbers.
   const auto multiplied = [&](key_kind near) { return !job.by_position() || job.as_stored(near); };
   job.pairs = pairs;
@@ -207,7 +206,8 @@ void choose_pairs(attention_job<Real>& job, const pair_kernels<Real>* pairs) {
 // The kernels of a stream, whose few queries are read off the rows as they lie.
 template <class Real>
 void choose_kernels(attention_job<Real>& job, const pair_kernels<Real>* pairs, isa_level isa) {
-  job.one_position = &position_kernels_for<Real>(isa, pairs_of_dims(job, pairs) != nullptr);
+  pairs = pairs_of_dims(job, pairs);
+  job.one_position = &position_kernels_for<Real>(isa, pairs != nullptr);
   choose_pairs(job, pairs);
 }
 
@@ -252,7 +252,7 @@ attention_job<Real> checked_sequence_job(const tensor& q, const tensor& k, const
   for (row_store<Real>& keys : job.rows.keys) keys = store_of<Real>(k);
   choose_rotations(job);
   job.rows.sink_values = job.rows.window_values = store_of<Real>(v);
-  choose_pairs(job, pairs == nullptr ? nullptr : pairs(options.isa));
+  choose_pairs(job, pairs_of_dims(job, pairs == nullptr ? nullptr : pairs(options.isa)));
   return job;
 }
 

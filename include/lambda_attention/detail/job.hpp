@@ -68,7 +68,10 @@ struct attention_job {
   // Queries at so few positions are better read off the rows as they lie than in tiles that stay empty.
   bool by_position() const { return q.tokens <= most_tokens(); }
   index_t most_tokens() const {
-    return one_position == nullptr ? -1 : most_tokens_by_position(group(), one_position->most_queries);
+    if (one_position == nullptr) return -1;
+    // What would be copied, and so computed in numbers, is better taken in tiles where there are many.
+    const index_t most = rows.window_as_stored ? one_position->most_queries : most_queries_by_position;
+    return most_tokens_by_position(group(), most);
   }
 
   // Whether the kernels then read the rows where they lie, with nothing copied.

@@ -190,7 +190,7 @@ template <class Real>
 struct position_kernels {
   int queries_at_once;
   int most_queries;     // that are better read off rows as they lie than in tiles
-  int fewest_in_pairs;  // that are rounded to bfloat16s where rows are bfloat16s
+  int fewest_in_pairs;  // of which the weights are rounded where rows are taken in pairs; of no meaning where none are
   // `queries` are rows of `padded_dim`; scores are [heads][score_stride].
   void (*score_rows)(const Real* queries, int heads, index_t padded_dim, const stored_rows& rows, Real* scores,
                      index_t score_stride);

@@ -51,7 +51,7 @@ class middle_core {
     if (!multiply(g.num_kv_heads, of_head, &bytes))
       refuse("middle_store: expected pages that fit in memory, got %lld heads of %lld bytes", printable(g.num_kv_heads),
              printable(of_head));
-    while (bytes << num_doublings_ < large_enough) ++num_doublings_;
+    while (bytes << num_doublings_ <= large_enough / 2) ++num_doublings_;
   }
 
   const geometry& shape() const { return geometry_; }

@@ -9,8 +9,8 @@
 inline constexpr int most_queries = 2 * matrix_size;  // two registers of them; 16 or fewer take one
 inline constexpr index_t row_of_words = 4 * matrix_size;
 
-// Few queries wait for memory whatever multiplies them, and are not rounded. So are rows that are no bfloat16s, or that do not
-// fill the registers.
+// Few queries wait for memory whatever multiplies them, and are not rounded. Nor are those of rows that are no
+// bfloat16s, or that do not fill the registers.
 inline constexpr int fewest_queries = max_tile_vectors + 1;
 LAMBDA_ATTENTION_INLINE bool taken_in_matrices(const stored_rows& rows, int queries, index_t padded_dim) {
   return queries >= fewest_queries && rows.format == row_format::bf16 && padded_dim % dims_per_step == 0;
@@ -121,7 +121,7 @@ void score_matrix_rows(const float* queries, int count, index_t padded_dim, cons
       add_block_of_products<2, Columns>(keys, row_bytes, panel + word * Columns * matrix_size, Columns * matrix_size);
     }
     store_sums<2, Columns>(sums, Columns * matrix_size);
-    write_scores<Columns>(sums, num_keys, count, scores + k, score_stride, fetcher, lines_of_step / (4 * Columns));
+    write_scores<Columns>(sums, num_keys, count, scores + k, score_stride, fetcher, lines_of_step / 4 / Columns);
   }
 }
 
@@ -167,7 +167,7 @@ LAMBDA_ATTENTION_INLINE void round_weights(const float* weights, index_t count, 
       store(words + word, rounded(load_loose(pairs), load_loose(pairs + matrix_size)));
     } else {
       alignas(vector_bytes) float last[2 * matrix_size] = {};
-      std::memcpy(last, pairs, static_cast<std::size_t>(max(0, count - 2 * word)) * sizeof(float));
+      std::memcpy(last, pairs, static_cast<std::size_t>(count - 2 * word) * sizeof(float));
       store(words + word, words_of(last, 1.0f));
     }
   }
@@ -198,7 +198,7 @@ void add_matrix_values(const float* weights, index_t weight_stride, int count, i
       }
       store_sums<Rows, 2>(sums, 2 * matrix_size);
       for (int query = 0; query < count; ++query) {
-        const float* const sum = sums + query * 2 * matrix_size;
+        const float* const sum = sums + 2 * matrix_size * query;
         add_woven(load(sum), load(sum + matrix_size), output + query * padded_dim + d);
       }
     }

@@ -96,12 +96,13 @@ top_k_job<Real> checked_top_k_job(const tensor& q, const middle_core<Real>& midd
 // What one worker needs, for each head of those that read together.
 template <class Real>
 struct top_k_scratch {
+  static constexpr index_t score_stride = middle_core<Real>::page_tokens + row_multiple;
+
   Real* angles;
   Real* row;
   Real* queries[3];  // [head][padded dim], turned and scaled: themselves, their positive and their negative parts
-  Real* scores;      // [head][stride], of a page, or of the best keys
-  index_t score_stride;
-  Real* page;  // rows that the kernels do not know, as numbers
+  Real* scores;      // [head][score_stride], of a page, or those of one head's best keys
+  Real* page;        // rows that the kernels do not know, as numbers
   Real* output;
   scored<Real>* pages[max_tile_vectors];
   scored<Real>* best[max_tile_vectors];
@@ -113,8 +114,7 @@ struct top_k_scratch {
     angles = arena.template take<Real>(row_turner<Real>::angle_count(job.encoding));
     row = arena.template take<Real>(max_head_dim);
     for (Real*& part : queries) part = arena.template take<Real>(max_tile_vectors * padded_dim);
-    score_stride = round_up(max(job.k, middle_core<Real>::page_tokens) + row_multiple, row_multiple);
-    scores = arena.template take<Real>(max_tile_vectors * score_stride);
+    scores = arena.template take<Real>(max(max_tile_vectors * score_stride, job.k + row_multiple));
     const bool decodes = job.middle->format() == row_format::custom;
     page = arena.template take<Real>(decodes ? middle_core<Real>::page_tokens * max(padded_dim, padded_v_dim) : 0);
     output = arena.template take<Real>(padded_v_dim);
@@ -209,7 +209,7 @@ class top_k_search {
   }
 
   // The pages that promise each head most, so that its k-th best score is soon a high one; then the others in the order in
-  // which they lie in memory, for memory is read faster in order, and once for all heads that need a page.
+  // which they lie in memory, for memory is read faster in order, each once for all heads that need it.
   index_t search(index_range keys) {
     first_page_ = keys.first / page_tokens;
     num_pages_ = divide_up(keys.last, page_tokens) - first_page_;
@@ -380,15 +380,13 @@ struct top_k_task {
   index_t bytes_per_worker;
   std::atomic<index_t>& pages_read;
 
-  static index_t sets_of_group(const top_k_job<Real>& job) { return divide_up(job.group(), job.heads_together()); }
-  static index_t num_tasks(const top_k_job<Real>& job) {
-    return job.q.tokens * job.middle->shape().num_kv_heads * sets_of_group(job);
-  }
+  index_t sets_of_group() const { return divide_up(job.group(), job.heads_together()); }
+  index_t num_tasks() const { return job.q.tokens * job.middle->shape().num_kv_heads * sets_of_group(); }
 
   void operator()(index_t number, index_t worker) const noexcept {
     scratch_arena arena(memory + worker * bytes_per_worker);
     const top_k_scratch<Real> scratch(arena, job);
-    const index_t set = number % sets_of_group(job), of_kv_head = number / sets_of_group(job);
+    const index_t set = number % sets_of_group(), of_kv_head = number / sets_of_group();
     const index_t kv_head = of_kv_head % job.middle->shape().num_kv_heads,
                   token = of_kv_head / job.middle->shape().num_kv_heads;
     const index_t done = set * job.heads_together();
