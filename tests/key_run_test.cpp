@@ -36,8 +36,8 @@ struct turning : la::position_encoding {
 };
 
 // Keys [first, last) of a sequence where they lie.
-template <class Sequence>
-la::key_run<const float, const float> run_of(const Sequence& s, index_t first, index_t last) {
+template <class T>
+la::key_run<const T, const T> run_of(const sequence<T>& s, index_t first, index_t last) {
   const auto k = s.k.view().slice(first, last - first), v = s.v.view().slice(first, last - first);
   return {first, k, v, row_rotation::none};
 }
@@ -61,6 +61,26 @@ TEST(KeyRuns, ArePagesOfACache) {
   la::attend(newest, pages.data(), static_cast<index_t>(pages.size()), shape, position, out.view());
   const std::vector<double> all = expected(s, shape, position);
   EXPECT_LE(nmse(out.elements, std::vector<double>(all.end() - heads * dim, all.end())), 1e-11);
+}
+
+// Sinks that are multiplied as they lie, with rounded weights, beside a window that is turned first: where all values are one,
+// so is every output.
+TEST(KeyRuns, WeighSinksAndWindowAlike) {
+  constexpr index_t num_sinks = 20, wide = 32;
+  for (const index_t num_queries : {1, 2, 4, 5, 8, 16, 20}) {
+    sequence<la::bfloat16> s(60, 1, 1, wide, wide);
+    std::fill(s.v.elements.begin(), s.v.elements.end(), la::bfloat16(1.0f));
+    la::key_run<const la::bfloat16, const la::bfloat16> runs[] = {run_of(s, 0, num_sinks), run_of(s, num_sinks, 60)};
+    runs[0].rotation = row_rotation::to_position;
+    const la::query_run newest{60 - num_queries, s.q.view().slice(60 - num_queries, num_queries)};
+    for (const la::isa_level isa : {la::isa_level::automatic, la::isa_level::baseline}) {
+      dense<float> out(num_queries, 1, wide);
+      la::attention_options options;
+      options.isa = isa;
+      la::attend(newest, runs, 2, la::lm_infinite(num_sinks, 100), la::rope(wide), out.view(), options);
+      for (const float number : out.elements) ASSERT_NEAR(number, 1, 2e-6) << num_queries << " queries";
+    }
+  }
 }
 
 TEST(KeyRuns, MayHoldMoreThanIsSeenAndKeysThatAreYetToCome) {
