@@ -9,11 +9,13 @@
 inline constexpr int most_queries = 2 * matrix_size;  // two registers of them; 16 or fewer take one
 inline constexpr index_t row_of_words = 4 * matrix_size;
 
-// Few queries wait for memory whatever multiplies them, and are not rounded. Nor are those of rows that are no
-// bfloat16s, or that do not fill the registers.
+// Few queries wait for memory whatever multiplies them, and are not rounded. Nor are those of rows that are no bfloat16s, that
+// do not fill the registers, or that are so few that packing what they meet takes longer than floats.
 inline constexpr int fewest_queries = max_tile_vectors + 1;
+inline constexpr index_t fewest_scores = 256;
 LAMBDA_ATTENTION_INLINE bool taken_in_matrices(const stored_rows& rows, int queries, index_t padded_dim) {
-  return queries >= fewest_queries && rows.format == row_format::bf16 && padded_dim % dims_per_step == 0;
+  return queries >= fewest_queries && queries * rows.num_keys >= fewest_scores && rows.format == row_format::bf16 &&
+         padded_dim % dims_per_step == 0;
 }
 
 // Calls pass(rows, done, query, count) for a few rows at a time, of which `done` came before, and `count` queries of each.
