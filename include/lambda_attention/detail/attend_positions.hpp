@@ -87,7 +87,7 @@ class position_driver {
     Real* const own = scratch_.queries[0] + row * padded_dim_;
     Real* const far = scratch_.queries[1] + row * padded_dim_;
     const index_t query = query_of(row);
-    const Real* const numbers = read_query(kernels_, job_, query - job_.first_query, head_of(row), scratch_.row);
+    const Real* const numbers = read_query(kernels_, job_.q, query - job_.first_query, head_of(row), scratch_.row);
     turner_.turn_to_own_position(query, numbers, own);
     turner_.turn_to_far_position(query, numbers, far);
     for (index_t d = 0; d < job_.head_dim(); ++d) {

@@ -118,7 +118,7 @@ class tile_driver {
 
   void turn_query(index_t query, int head, key_kind kind, Real* turned) {
     const index_t token = query - job_.first_query;
-    const Real* const row = read_query(kernels_, job_, token, first_head_ + head, scratch_.row);
+    const Real* const row = read_query(kernels_, job_.q, token, first_head_ + head, scratch_.row);
     if (meets_far_queries(kind)) {
       turner_.turn_to_far_position(query, row, turned);
     } else {

@@ -59,10 +59,9 @@ void write_tensor_row(const kernel_table<Real>& kernels, const tensor& t, index_
 
 // The numbers of q(token, head), where they lie or read into `row`.
 template <class Real>
-const Real* read_query(const kernel_table<Real>& kernels, const attention_job<Real>& job, index_t token, index_t head,
-                       Real* row) {
-  if (job.q.format == native_format<Real>) return reinterpret_cast<const Real*>(job.q.row(token, head));
-  read_tensor_row(kernels, job.q, token, head, row);
+const Real* read_query(const kernel_table<Real>& kernels, const tensor& q, index_t token, index_t head, Real* row) {
+  if (q.format == native_format<Real>) return reinterpret_cast<const Real*>(q.row(token, head));
+  read_tensor_row(kernels, q, token, head, row);
   return row;
 }
 

@@ -168,7 +168,7 @@ class top_k_search {
       Real* const own = scratch_.queries[0] + h * padded_dim_;
       Real *const positive = scratch_.queries[1] + h * padded_dim_, *const negative =
                                                                         scratch_.queries[2] + h * padded_dim_;
-      if (h < num_heads_) turner_.turn(numbers_of(token, first_head + h), own);
+      if (h < num_heads_) turner_.turn(read_query(kernels_, job_.q, token, first_head + h, scratch_.row), own);
       for (index_t d = h < num_heads_ ? job_.q.dim : 0; d < padded_dim_; ++d) own[d] = 0;
       Real sum = 0;
       for (index_t d = 0; d < padded_dim_; ++d) {
@@ -179,11 +179,6 @@ class top_k_search {
       }
       size_of_query_[h] = sum;
     }
-  }
-  const Real* numbers_of(index_t token, index_t head) const {
-    if (job_.q.format == native_format<Real>) return reinterpret_cast<const Real*>(job_.q.row(token, head));
-    read_tensor_row(kernels_, job_.q, token, head, scratch_.row);
-    return scratch_.row;
   }
 
   // Rows of a page as the kernels for a few queries read them.
