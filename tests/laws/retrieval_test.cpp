@@ -211,17 +211,18 @@ void search_many_pages(const char* storage_name, index_t group) {
   const extents e = {64 * 60, 1, group, 64, 16};
   const lambda_shape shape = lm_infinite(5, 64);
   const tensor<float> centres = random_tensor<float>(random, e.tokens / 64, 1, e.head_dim);
-  inputs<> scattered = random_inputs<>(random, e), clustered = scattered;
-  for (index_t t = 0; t < e.tokens; ++t)
-    for (index_t d = 0; d < e.head_dim; ++d)
-      clustered.k.view().row(t, 0)[d] = centres.view().row(t / 64, 0)[d] + 0.1f * scattered.k.view().row(t, 0)[d];
+  const inputs<> scattered = random_inputs<>(random, e);
   constexpr index_t num_pages = 59;
-  for (const bool alike : {true, false})
+  for (const float apart : {0.0f, 0.1f, 1.0f}) {  // of the distance of random keys; at 0 bounds are scores
+    const bool alike = apart < 1;
+    inputs<> in = scattered;
+    for (index_t t = 0; alike && t < e.tokens; ++t)
+      for (index_t d = 0; d < e.head_dim; ++d)
+        in.k.view().row(t, 0)[d] = centres.view().row(t / 64, 0)[d] + apart * scattered.k.view().row(t, 0)[d];
     for (const isa_level isa : isa_levels()) {
       if (!has_own_kernels(isa, Storage::format)) continue;
       for (const index_t k : {1, 16, 1500}) {
-        SCOPED_TRACE("k " + std::to_string(k) + (alike ? ", clustered" : ", random"));
-        const inputs<>& in = alike ? clustered : scattered;
+        SCOPED_TRACE("k " + std::to_string(k) + ", apart " + std::to_string(apart));
         middle_store<Storage, none> store(shape, none(), 1, e.head_dim, e.v_head_dim);
         append(in.k.view(), in.v.view(), store);
         part<typename Storage::compute_type> p(1, group, e.v_head_dim);
@@ -253,6 +254,7 @@ void search_many_pages(const char* storage_name, index_t group) {
         }
       }
     }
+  }
 }
 
 TEST(many_pages, hold_what_the_formula_finds) {
