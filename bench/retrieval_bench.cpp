@@ -35,7 +35,8 @@ std::string name_of(const setting& given) {
   return text;
 }
 
-/// One query of each head of a group over the keys of a stream: normal ones, or 64 at a time around a centre, a tenth as far apart as the centres.
+/// One query of each head of a group over the keys of a stream: normal ones, or 64 at a time around a centre, a
+/// tenth as far apart as the centres.
 class search {
  public:
   explicit search(const setting& given)

@@ -73,7 +73,8 @@ TEST(KeyRuns, WeighSinksAndWindowAlike) {
     la::key_run<const la::bfloat16, const la::bfloat16> runs[] = {run_of(s, 0, num_sinks), run_of(s, num_sinks, 60)};
     runs[0].rotation = row_rotation::to_position;
     const la::query_run newest{60 - num_queries, s.q.view().slice(60 - num_queries, num_queries)};
-    for (const la::isa_level isa : {la::isa_level::automatic, la::isa_level::baseline}) {
+    for (const la::isa_level isa : {la::isa_level::automatic, la::isa_level::baseline, la::isa_level::avx512_bf16}) {
+      if (isa > la::highest_isa()) continue;
       dense<float> out(num_queries, 1, wide);
       la::attention_options options;
       options.isa = isa;

@@ -50,8 +50,8 @@ query_run(index_t, tensor_view<Q>, row_rotation) -> query_run<Q>;
 /// R(0)k of sinks that count as nearer than they are, or R(distance_limit)q, is turned back from what is: as exact as the
 /// caller's angles, see README. options.first_position is the position of index 0.
 ///
-/// A few queries, at most 16 over the heads of a group (32 of bfloat16 with AMX) or 4 of each, read keys and values where they lie if both are float, half or
-/// bfloat16 (where the call computes in double: double), in rows that begin at multiples of 4 bytes; head_dim and v_head_dim are
+/// A few queries, at most 16 over the heads of a group (32 of bfloat16 with AMX) or 4 of each, read keys and values where they
+/// lie if both are float, half or bfloat16 (where the call computes in double: double), in rows that begin at multiples of 4 bytes; head_dim and v_head_dim are
 /// multiples of 16; and all keys that they see of the window, or of the sinks, are as wanted: rotated to_position while they
 /// are within distance_limit, R(0)k beyond. A factor of 1 leaves R(0)k = k; an encoding without rotation wants none. Sinks, or
 /// the window, that are not are copied and turned first, for each call, as all rows are for more queries.

@@ -113,8 +113,8 @@ struct top_k {
 ///
 ///     logit(j) = cap(scale * score(q_i, k_j, distance)) + bias(head, distance),    num_sinks <= j <= i - window
 ///
-/// and of these the k highest, for each head; of equal scores, as computed, the older. merge() it with attend_partial(q, cache, {0, unlimited},
-/// ...) for one softmax over sinks, window and these. q [n, heads, head_dim], before any rotation; result as for
+/// and of these the k highest, for each head; of equal scores, as computed, the older. merge() it with
+/// attend_partial(q, cache, {0, unlimited}, ...) for one softmax over sinks, window and these. q [n, heads, head_dim], before any rotation; result as for
 /// attend_partial(); result.out may be q. A key with a NaN is never among the best, and a query with one has no best keys.
 ///
 /// Exact, where scores do not overflow: keys are read in pages of 64, 16 pages whose bounds promise most first, then in order
