@@ -141,11 +141,10 @@ void attend(const stream_step<Q, K, V, Storage, Position, Out>* streams, index_t
             const attention_options& options = {}, Executor&& executor = {}) {
   static_assert(!std::is_const_v<Out>,
                 "lambda_attention: attend(): `out` must be a view of elements that are not const");
-  detail::check_streams(streams, num_streams, options);
+  const detail::stream_list<typename Storage::compute_type> list(streams, num_streams);
+  detail::check_streams(list, options);
   workspace own;
-  detail::stream_runner<stream_step<Q, K, V, Storage, Position, Out>>(
-      streams, num_streams, options, options.workspace != nullptr ? *options.workspace : own)
-      .run(executor);
+  detail::stream_runner(list, options, options.workspace != nullptr ? *options.workspace : own).run(executor);
 }
 
 /// New tokens of a stream, any number of them; 1 is decoding. append(k, v, cache), then attention of these tokens.

@@ -4,6 +4,7 @@
 #include <lambda_attention/config.hpp>
 #include <lambda_attention/detail/cache_core.hpp>
 #include <lambda_attention/detail/cache_file.hpp>
+#include <lambda_attention/detail/checks.hpp>
 #include <lambda_attention/lambda_shape.hpp>
 #include <lambda_attention/position.hpp>
 #include <lambda_attention/storage/f32.hpp>
@@ -22,6 +23,39 @@ struct kv_cache_options {
   index_t max_rewind = 0;      ///< tokens that rewind() can always take back of the newest that ever came
   index_t first_position = 0;  ///< position of the token with index 0
 };
+
+namespace detail {
+template <class Real>
+typename cache_core<Real>::geometry checked_geometry(const lambda_shape& shape, const encoding_limits& encoding,
+                                                     index_t num_kv_heads, index_t head_dim, index_t v_head_dim,
+                                                     const kv_cache_options& options) {
+  constexpr index_t most = index_t{1} << 40;
+  check_shape(shape, "kv_cache");
+  if (shape.window == unlimited)
+    refuse(
+        "kv_cache: expected a window of at most 2^40 tokens, got an unlimited one: full_causal() has no bounded cache");
+  if (shape.window > most)
+    refuse("kv_cache: expected a window of at most 2^40 tokens, got %lld: full_causal() has no bounded cache",
+           printable(shape.window));
+  if (shape.num_sinks > most) refuse("kv_cache: expected at most 2^40 sinks, got %lld", printable(shape.num_sinks));
+  check_rows_to_keep(encoding, num_kv_heads, head_dim, v_head_dim, "kv_cache");
+  if (options.max_append < 1 || options.max_append > most)
+    refuse("kv_cache: expected 1 <= max_append <= 2^40, got %lld", printable(options.max_append));
+  if (options.max_rewind < 0 || options.max_rewind > most)
+    refuse("kv_cache: expected 0 <= max_rewind <= 2^40, got %lld", printable(options.max_rewind));
+  if (options.first_position < 0)
+    refuse("kv_cache: expected first_position >= 0, got %lld", printable(options.first_position));
+  const position_data& data = encoding.data;
+  return {{shape, data.rotates() || data.has_bias()},
+          data.rotates(),
+          num_kv_heads,
+          head_dim,
+          v_head_dim,
+          options.max_append,
+          options.max_rewind,
+          options.first_position};
+}
+}  // namespace detail
 
 /// Sinks, and a ring of the newest keys and values: window - 1 + max_append + max_rewind rows a head (two rings of keys where
 /// distance_limit < window - 1). A key is rotated once, when it arrives. Rows are kept as `Storage` writes them, sinks in
@@ -51,7 +85,8 @@ class kv_cache {
            const kv_cache_options& options = {})
       : shape_(shape),
         position_(std::move(position)),
-        core_(checked_geometry(shape, position_, num_kv_heads, head_dim, v_head_dim, options),
+        core_(detail::checked_geometry<compute_type>(shape, detail::limits_of(position_), num_kv_heads, head_dim,
+                                                     v_head_dim, options),
               detail::functions_of<Storage>(), detail::functions_of<sink_storage>()) {}
 
   /// Tokens seen so far.
@@ -108,52 +143,6 @@ class kv_cache {
 
  private:
   using sink_storage = std::conditional_t<std::is_same_v<compute_type, double>, f64, f32>;
-
-  static typename detail::cache_core<compute_type>::geometry checked_geometry(const lambda_shape& shape,
-                                                                              const Position& position,
-                                                                              index_t num_kv_heads, index_t head_dim,
-                                                                              index_t v_head_dim,
-                                                                              const kv_cache_options& options) {
-    using detail::printable;
-    using detail::refuse;
-    constexpr index_t most = index_t{1} << 40;
-    detail::check_shape(shape, "kv_cache");
-    if (shape.window == unlimited)
-      refuse(
-          "kv_cache: expected a window of at most 2^40 tokens, got an unlimited one: full_causal() has no bounded "
-          "cache");
-    if (shape.window > most)
-      refuse("kv_cache: expected a window of at most 2^40 tokens, got %lld: full_causal() has no bounded cache",
-             printable(shape.window));
-    if (shape.num_sinks > most) refuse("kv_cache: expected at most 2^40 sinks, got %lld", printable(shape.num_sinks));
-    if (num_kv_heads < 1 || num_kv_heads > most)
-      refuse("kv_cache: expected 1 <= num_kv_heads <= 2^40, got %lld", printable(num_kv_heads));
-    if (head_dim < 1 || head_dim > max_head_dim)
-      refuse("kv_cache: expected 1 <= head_dim <= %lld, got %lld", printable(max_head_dim), printable(head_dim));
-    if (v_head_dim < 1 || v_head_dim > max_head_dim)
-      refuse("kv_cache: expected 1 <= v_head_dim <= %lld, got %lld", printable(max_head_dim), printable(v_head_dim));
-    if (position.data().rotation.num_pairs > head_dim / 2)
-      refuse("kv_cache: expected at most head_dim / 2 = %lld pairs in the encoding's rotation, got %lld",
-             printable(head_dim / 2), printable(position.data().rotation.num_pairs));
-    if (position.head_dim() != 0 && position.head_dim() != head_dim)
-      refuse("kv_cache: expected head_dim = %lld, that of the position encoding, got %lld",
-             printable(position.head_dim()), printable(head_dim));
-    if (options.max_append < 1 || options.max_append > most)
-      refuse("kv_cache: expected 1 <= max_append <= 2^40, got %lld", printable(options.max_append));
-    if (options.max_rewind < 0 || options.max_rewind > most)
-      refuse("kv_cache: expected 0 <= max_rewind <= 2^40, got %lld", printable(options.max_rewind));
-    if (options.first_position < 0)
-      refuse("kv_cache: expected first_position >= 0, got %lld", printable(options.first_position));
-    const position_data data = position.data();
-    return {{shape, data.rotates() || data.has_bias()},
-            data.rotates(),
-            num_kv_heads,
-            head_dim,
-            v_head_dim,
-            options.max_append,
-            options.max_rewind,
-            options.first_position};
-  }
 
   std::uint64_t position_fingerprint() const { return detail::fingerprint(position_.data(), position_.num_heads()); }
 

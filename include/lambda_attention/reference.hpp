@@ -30,8 +30,8 @@ long double number(const T& element) {
 
 template <class T>
 std::vector<long double> numbers(const T* row, index_t count) {
-  std::vector<long double> result;
-  for (index_t i = 0; i < count; ++i) result.push_back(number(row[i]));
+  std::vector<long double> result(static_cast<std::size_t>(count));
+  for (long double& r : result) r = number(*row++);
   return result;
 }
 

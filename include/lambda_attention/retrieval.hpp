@@ -35,8 +35,8 @@ class middle_store {
 
   middle_store(const lambda_shape& shape, Position position, index_t num_kv_heads, index_t head_dim, index_t v_head_dim)
       : position_(std::move(position)),
-        core_(checked_geometry(shape, position_, num_kv_heads, head_dim, v_head_dim), detail::functions_of<Storage>()) {
-  }
+        core_(checked_geometry(shape, detail::limits_of(position_), num_kv_heads, head_dim, v_head_dim),
+              detail::functions_of<Storage>()) {}
 
   /// Tokens taken in.
   index_t num_tokens() const { return core_.num_tokens(); }
@@ -59,22 +59,11 @@ class middle_store {
 
  private:
   static typename detail::middle_core<compute_type>::geometry checked_geometry(const lambda_shape& shape,
-                                                                               const Position& position,
+                                                                               const detail::encoding_limits& encoding,
                                                                                index_t num_kv_heads, index_t head_dim,
                                                                                index_t v_head_dim) {
-    using detail::printable;
-    using detail::refuse;
     detail::check_shape(shape, "middle_store");
-    if (num_kv_heads < 1 || num_kv_heads > (index_t{1} << 40))
-      refuse("middle_store: expected 1 <= num_kv_heads <= 2^40, got %lld", printable(num_kv_heads));
-    detail::check_dim(head_dim, "middle_store", "head_dim");
-    detail::check_dim(v_head_dim, "middle_store", "v_head_dim");
-    if (position.data().rotation.num_pairs > head_dim / 2)
-      refuse("middle_store: expected at most head_dim / 2 = %lld pairs in the encoding's rotation, got %lld",
-             printable(head_dim / 2), printable(position.data().rotation.num_pairs));
-    if (position.head_dim() != 0 && position.head_dim() != head_dim)
-      refuse("middle_store: expected head_dim = %lld, that of the position encoding, got %lld",
-             printable(position.head_dim()), printable(head_dim));
+    detail::check_rows_to_keep(encoding, num_kv_heads, head_dim, v_head_dim, "middle_store");
     return {shape, num_kv_heads, head_dim, v_head_dim};
   }
 

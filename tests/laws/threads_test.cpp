@@ -13,6 +13,7 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -21,14 +22,34 @@ namespace {
 using namespace support;
 using namespace lambda_attention;
 
+// Any executor, its type erased: the calls of this file are compiled once for all.
+class any_executor {
+ public:
+  template <class Executor>
+  explicit any_executor(const Executor& executor)
+      : num_workers_(executor.num_workers()),
+        run_([executor](index_t num_tasks, const task& f) { Executor(executor).run(num_tasks, f); }) {}
+
+  index_t num_workers() const { return num_workers_; }
+  template <class Function>
+  void run(index_t num_tasks, Function&& f) const {
+    run_(num_tasks, std::cref(f));
+  }
+
+ private:
+  using task = std::function<void(index_t number, index_t worker)>;
+  index_t num_workers_;
+  std::function<void(index_t num_tasks, const task& f)> run_;
+};
+
 template <class Use>
 void for_each_executor(Use&& use) {
-  use(reversed_executor{}, "reversed");
+  use(any_executor(reversed_executor{}), "reversed");
   for (const int workers : {1, 2, 3, 4}) {
     Eigen::ThreadPool pool(workers);
-    use(eigen_thread_pool(pool), "Eigen, " + std::to_string(workers));
+    use(any_executor(eigen_thread_pool(pool)), "Eigen, " + std::to_string(workers));
 #ifdef _OPENMP
-    use(openmp_executor(workers), "OpenMP, " + std::to_string(workers));
+    use(any_executor(openmp_executor(workers)), "OpenMP, " + std::to_string(workers));
 #endif
   }
 }
@@ -54,7 +75,7 @@ void leave_every_bit_of_a_sequence(const extents& e, encoding encoded, row_forma
       options.lse = serial_lse.view();
       const tensor<float> serial = attend_sequence<float>(in, shape, position, options);
       options.lse = lse.view();
-      for_each_executor([&](const auto& executor, const std::string& name) {
+      for_each_executor([&](const any_executor& executor, const std::string& name) {
         tensor<float> out = output_for<float>(in);
         attend(in.q.view(), in.k.view(), in.v.view(), shape, position, out.view(), options, executor);
         EXPECT_TRUE(same_bits(out.view(), serial.view())) << name;
@@ -71,8 +92,8 @@ TEST_P(threads, leave_every_bit_of_a_sequence) {
 }
 
 // A call on two streams of unequal length, then one token more for each.
-template <class Storage, class Position, class Executor>
-auto attend_streams(const inputs<>& in, const Position& position, isa_level isa, const Executor& executor) {
+template <class Storage, class Position>
+auto attend_streams(const inputs<>& in, const Position& position, isa_level isa, const any_executor& executor) {
   const index_t n = in.q.view().tokens, half = n / 2;
   attention_options options;
   options.isa = isa;
@@ -104,8 +125,8 @@ TEST_P(threads, leave_every_bit_of_streams) {
       for_each_storage([&](auto storage, const char* storage_name) {
         using storage_type = decltype(storage);
         if (!has_own_kernels(isa, storage_type::format)) return;
-        const auto serial = attend_streams<storage_type>(in, position, isa, serial_executor{});
-        for_each_executor([&](const auto& executor, const std::string& name) {
+        const auto serial = attend_streams<storage_type>(in, position, isa, any_executor(serial_executor{}));
+        for_each_executor([&](const any_executor& executor, const std::string& name) {
           EXPECT_TRUE(same_bits(attend_streams<storage_type>(in, position, isa, executor).view(), serial.view()))
               << storage_name << ", " << name;
         });
@@ -162,7 +183,7 @@ TEST_P(threads_that_share_keys, leave_every_bit) {
                  one_by_one, alone.view().slice(t, 1), options);
         EXPECT_LE(nmse(alone.view(), serial.view()), between_two(stored_bound<storage_type>(isa)))
             << storage_name << ", one by one";
-        for_each_executor([&](const auto& executor, const std::string& name) {
+        for_each_executor([&](const any_executor& executor, const std::string& name) {
           tensor<real> out(few, e.heads(), e.v_head_dim);
           tensor<float> lse(few, e.heads(), 1);
           options.lse = lse.view();

@@ -61,6 +61,21 @@ inline void check_positions(index_t first_position, index_t tokens, const char* 
            printable(first_position), printable(tokens));
 }
 
+// What keeps rows of keys and values: a cache, a store.
+inline void check_rows_to_keep(const encoding_limits& encoding, index_t num_kv_heads, index_t head_dim,
+                               index_t v_head_dim, const char* where) {
+  if (num_kv_heads < 1 || num_kv_heads > (index_t{1} << 40))
+    refuse("%s: expected 1 <= num_kv_heads <= 2^40, got %lld", where, printable(num_kv_heads));
+  check_dim(head_dim, where, "head_dim");
+  check_dim(v_head_dim, where, "v_head_dim");
+  if (encoding.data.rotation.num_pairs > head_dim / 2)
+    refuse("%s: expected at most head_dim / 2 = %lld pairs in the encoding's rotation, got %lld", where,
+           printable(head_dim / 2), printable(encoding.data.rotation.num_pairs));
+  if (encoding.head_dim != 0 && encoding.head_dim != head_dim)
+    refuse("%s: expected head_dim = %lld, that of the position encoding, got %lld", where, printable(encoding.head_dim),
+           printable(head_dim));
+}
+
 inline void check_encoding(const encoding_limits& limits, index_t heads, index_t head_dim) {
   if (limits.num_heads != 0 && limits.num_heads != heads)
     refuse("attend: expected q.heads = %lld, that of the position encoding, got %lld", printable(limits.num_heads),

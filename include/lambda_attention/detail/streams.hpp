@@ -2,11 +2,11 @@
 #pragma once
 
 #include <lambda_attention/config.hpp>
+#include <lambda_attention/detail/cache_core.hpp>
 #include <lambda_attention/detail/checks.hpp>
 #include <lambda_attention/detail/job.hpp>
 #include <lambda_attention/detail/run.hpp>
 #include <lambda_attention/detail/tensor.hpp>
-#include <lambda_attention/kv_cache.hpp>
 #include <lambda_attention/options.hpp>
 #include <lambda_attention/workspace.hpp>
 
@@ -30,38 +30,79 @@ void check_newest(index_t queries, const cache_core<Real>& cache) {
         printable(most), printable(queries), printable(cache.shape().max_append));
 }
 
-template <class Step>
-void check_stream(const Step& s, const attention_options& options) {
+// A stream's part of a call, no user type left in it.
+template <class Real>
+struct erased_stream {
+  tensor q;
+  tensor k;
+  tensor v;
+  tensor out;
+  cache_core<Real>* cache;  // null: the caller gave none
+  encoding_limits encoding;
+};
+
+// The streams of a call, whose types are erased one by one as they are asked for: they may be any number, and no call
+// allocates. What is made of this is compiled once, not for every combination of elements, storage and encoding.
+template <class Real>
+class stream_list {
+ public:
+  template <class Step>
+  stream_list(const Step* steps, index_t size) : steps_(steps), size_(size), erase_(erase_step<Step>) {}
+
+  bool is_null() const { return steps_ == nullptr; }
+  index_t size() const { return size_; }
+  erased_stream<Real> operator[](index_t s) const { return erase_(steps_, s); }
+
+ private:
+  template <class Step>
+  static erased_stream<Real> erase_step(const void* steps, index_t s) {
+    const Step& step = static_cast<const Step*>(steps)[s];
+    erased_stream<Real> stream = {erase(step.q), erase(step.k), erase(step.v), erase(step.out), nullptr, {}};
+    if (step.cache != nullptr) {
+      stream.cache = &step.cache->core();
+      stream.encoding = limits_of(step.cache->position());
+    }
+    return stream;
+  }
+
+  const void* steps_;
+  index_t size_;
+  erased_stream<Real> (*erase_)(const void* steps, index_t s);
+};
+
+template <class Real>
+void check_stream(const erased_stream<Real>& s, const attention_options& options) {
   if (s.cache == nullptr) refuse("attend: expected a cache, got a null pointer");
-  const tensor q = erase(s.q), k = erase(s.k), v = erase(s.v), out = erase(s.out);
-  check_stream_keys(k, v, s.cache->core(), "attend");
-  check_stream_queries(q, out, s.cache->core(), saturating_add(s.cache->num_tokens(), max(0, q.tokens)),
-                       limits_of(s.cache->position()), options);
-  check_equal(k.tokens, q.tokens, "attend", "k.tokens", "q.tokens");
-  check_alias(out, k, "attend", "k");
-  check_alias(out, v, "attend", "v");
-  check_not_k_or_v(erase(options.lse), "options.lse", k, v);
-  check_not_k_or_v(erase(options.weights), "options.weights", k, v);
+  check_stream_keys(s.k, s.v, *s.cache, "attend");
+  check_stream_queries(s.q, s.out, *s.cache, saturating_add(s.cache->num_tokens(), max(0, s.q.tokens)), s.encoding,
+                       options);
+  check_equal(s.k.tokens, s.q.tokens, "attend", "k.tokens", "q.tokens");
+  check_alias(s.out, s.k, "attend", "k");
+  check_alias(s.out, s.v, "attend", "v");
+  check_not_k_or_v(erase(options.lse), "options.lse", s.k, s.v);
+  check_not_k_or_v(erase(options.weights), "options.weights", s.k, s.v);
 }
 
 // All that can be wrong with a call, before anything is written.
-template <class Step>
-void check_streams(const Step* streams, index_t num_streams, const attention_options& options) {
+template <class Real>
+void check_streams(const stream_list<Real>& streams, const attention_options& options) {
+  const index_t num_streams = streams.size();
   if (num_streams < 0) refuse("attend: expected num_streams >= 0, got %lld", printable(num_streams));
-  if (num_streams > 0 && streams == nullptr) refuse("attend: expected streams, got a null pointer");
+  if (num_streams > 0 && streams.is_null()) refuse("attend: expected streams, got a null pointer");
   if (num_streams > 1 && options.lse.data != nullptr)
     refuse("attend: expected no options.lse with more than one stream, got %lld streams", printable(num_streams));
   if (num_streams > 1 && options.weights.data != nullptr)
     refuse("attend: expected no options.weights with more than one stream, got %lld streams", printable(num_streams));
   for (index_t s = 0; s < num_streams; ++s) check_stream(streams[s], options);
-  for (index_t a = 0; a < num_streams; ++a) {
-    const tensor out = erase(streams[a].out);
+  for (index_t a = 0; num_streams > 1 && a < num_streams; ++a) {
+    const erased_stream<Real> stream = streams[a];
     for (index_t b = 0; b < num_streams; ++b) {
       if (a == b) continue;
-      if (streams[a].cache == streams[b].cache)
+      const erased_stream<Real> other = streams[b];
+      if (stream.cache == other.cache)
         refuse("attend: expected every cache once, got the same for streams %lld and %lld", printable(a), printable(b));
-      if (overlap(out, erase(streams[b].q)) || overlap(out, erase(streams[b].k)) || overlap(out, erase(streams[b].v)) ||
-          overlap(out, erase(streams[b].out)))
+      if (overlap(stream.out, other.q) || overlap(stream.out, other.k) || overlap(stream.out, other.v) ||
+          overlap(stream.out, other.out))
         refuse("attend: expected out of stream %lld not to overlap a tensor of stream %lld, got overlapping memory",
                printable(a), printable(b));
     }
@@ -104,88 +145,92 @@ index_t stream_scratch_bytes(isa_level isa, const cache_core<Real>& cache, const
 
 // The rounds of a call. In each, every stream that has tokens left takes in at most max_append of them: rows are written,
 // the round's jobs run, and only then do the caches count the tokens in.
-template <class Step>
+template <class Real>
 class stream_runner {
-  using cache_type = std::remove_pointer_t<decltype(Step::cache)>;
-  using real = typename cache_type::compute_type;
-  using job = attention_job<real>;
+  using job = attention_job<Real>;
   static_assert(std::is_trivially_copyable_v<job> && std::is_trivially_destructible_v<job>, "jobs live in scratch");
 
  public:
-  stream_runner(const Step* streams, index_t num_streams, const attention_options& options, workspace& memory)
-      : kernels_(kernels_for<real>(options.isa)),
+  stream_runner(const stream_list<Real>& streams, const attention_options& options, workspace& memory)
+      : kernels_(kernels_for<Real>(options.isa)),
         streams_(streams),
-        num_streams_(num_streams),
         options_(options),
         memory_(memory),
-        jobs_bytes_(job_bytes<real>(num_streams)) {}
+        jobs_bytes_(job_bytes<Real>(streams.size())) {}
 
   // All rounds. Whatever can fail but the executor fails before a row is written.
   template <class Executor>
   void run(Executor& executor) {
     const index_t num_workers = executor.num_workers();
     for (index_t round = 0; begin_round(round, num_workers); ++round) {
-      for (index_t s = 0; s < num_streams_; ++s) write(streams_[s], round);
-      run_jobs(kernels_, job_list<real>(jobs(), num_jobs_, num_workers), memory_, jobs_bytes_, executor);
-      for (index_t s = 0; s < num_streams_; ++s) count_in(streams_[s], round);
+      for (index_t s = 0; s < streams_.size(); ++s) write(streams_[s], round);
+      run_jobs(kernels_, job_list<Real>(jobs(), num_jobs_, num_workers), memory_, jobs_bytes_, executor);
+      for (index_t s = 0; s < streams_.size(); ++s) count_in(streams_[s], round);
     }
   }
 
  private:
+  using stream = erased_stream<Real>;
   struct token_range {
     index_t first;
     index_t count;
   };
 
-  static token_range tokens_of(const Step& s, index_t round) {
-    const index_t most = s.cache->max_append();
+  static token_range tokens_of(const stream& s, index_t round) {
+    const index_t most = s.cache->shape().max_append;
     if (round >= divide_up(s.q.tokens, most)) return {0, 0};
     return {round * most, min(most, s.q.tokens - round * most)};
   }
 
   job* jobs() { return std::launder(reinterpret_cast<job*>(memory_.data())); }
 
-  job job_of(const Step& s, index_t round) const {
-    const token_range tokens = tokens_of(s, round);
+  job job_of(const stream& s, token_range tokens) const {
     attention_options options = options_;
     if (options.lse.data != nullptr) options.lse = options.lse.slice(tokens.first, tokens.count);
     if (options.weights.data != nullptr) options.weights = options.weights.slice(tokens.first, tokens.count);
-    return stream_job(erase(s.q).slice(tokens.first, tokens.count), erase(s.out).slice(tokens.first, tokens.count),
-                      s.cache->core(), s.cache->num_tokens() + tokens.count, s.cache->position().data(), options);
+    return stream_job(s.q.slice(tokens.first, tokens.count), s.out.slice(tokens.first, tokens.count), *s.cache,
+                      s.cache->num_tokens() + tokens.count, s.encoding.data, options);
+  }
+
+  // Calls use(job) for every stream that has tokens left.
+  template <class Use>
+  void for_each_job(index_t round, Use&& use) const {
+    for (index_t s = 0; s < streams_.size(); ++s) {
+      const stream of = streams_[s];
+      const token_range tokens = tokens_of(of, round);
+      if (tokens.count > 0) use(job_of(of, tokens));
+    }
   }
 
   // Makes room for a round and builds its jobs there; false when no stream has tokens left.
   bool begin_round(index_t round, index_t num_workers) {
-    call_scratch<real> scratch(num_workers);
+    call_scratch<Real> scratch(num_workers);
     num_jobs_ = 0;
-    for (index_t s = 0; s < num_streams_; ++s) {
-      if (tokens_of(streams_[s], round).count == 0) continue;
-      scratch.add(kernels_, job_of(streams_[s], round));
+    for_each_job(round, [&](const job& j) {
+      scratch.add(kernels_, j);
       ++num_jobs_;
-    }
+    });
     if (num_jobs_ == 0) return false;
     memory_.reserve(jobs_bytes_ + scratch.bytes());
     unsigned char* place = reinterpret_cast<unsigned char*>(memory_.data());
-    for (index_t s = 0; s < num_streams_; ++s) {
-      if (tokens_of(streams_[s], round).count == 0) continue;
-      ::new (static_cast<void*>(place)) job(job_of(streams_[s], round));
+    for_each_job(round, [&](const job& j) {
+      ::new (static_cast<void*>(place)) job(j);
       place += sizeof(job);
-    }
+    });
     return true;
   }
 
-  void write(const Step& s, index_t round) {
+  void write(const stream& s, index_t round) {
     const token_range tokens = tokens_of(s, round);
     if (tokens.count > 0)
-      s.cache->core().write(kernels_, s.cache->position().data(), erase(s.k).slice(tokens.first, tokens.count),
-                            erase(s.v).slice(tokens.first, tokens.count));
+      s.cache->write(kernels_, s.encoding.data, s.k.slice(tokens.first, tokens.count),
+                     s.v.slice(tokens.first, tokens.count));
   }
 
-  static void count_in(const Step& s, index_t round) { s.cache->core().commit(tokens_of(s, round).count); }
+  static void count_in(const stream& s, index_t round) { s.cache->commit(tokens_of(s, round).count); }
 
-  const kernel_table<real>& kernels_;
-  const Step* streams_;
-  index_t num_streams_;
+  const kernel_table<Real>& kernels_;
+  const stream_list<Real>& streams_;
   const attention_options& options_;
   workspace& memory_;
   index_t jobs_bytes_;

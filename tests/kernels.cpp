@@ -1,2 +1,0 @@
-// The kernels of all test programs.
-#include <lambda_attention/kernels_here.hpp>
