@@ -34,14 +34,19 @@ inline isa_level highest_isa_of_vectors() {
   return isa_level::baseline;
 }
 
+inline bool is_intel() {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
+
 // The fastest below amx_bf16. Products of pairs take Intel's processors four times as long as those of floats, for twice as
 // many numbers; measured on Sapphire Rapids.
 inline isa_level isa_of_vectors() {
   const isa_level highest = highest_isa_of_vectors();
-#if defined(__x86_64__)
-  if (highest == isa_level::avx512_bf16 && __builtin_cpu_is("intel")) return isa_level::avx512_vnni;
-#endif
-  return highest;
+  return highest == isa_level::avx512_bf16 && is_intel() ? isa_level::avx512_vnni : highest;
 }
 
 inline bool has_matrices() { return highest_isa_of_vectors() == isa_level::avx512_bf16 && matrix_registers_are_ours(); }

@@ -15,6 +15,17 @@ LAMBDA_ATTENTION_INLINE void fetch(row_fetcher& rows) {
   rows.next += rows.step;
 }
 
+// What one query reads, once and in order, AMD's processors fetch at 0.9 of the read bandwidth by themselves. Intel's do at 0.75,
+// and at 0.92 where it is asked for into the nearest cache.
+inline constexpr index_t rows_of_one_query = 2048;
+LAMBDA_ATTENTION_INLINE bool asks_for_one_query(const stored_rows& rows) { return is_intel() && !rows.asked_for; }
+template <index_t NumBytes>
+LAMBDA_ATTENTION_INLINE void fetch_for_one_query(const unsigned char* row) {
+  constexpr index_t cache_line = 64;
+  LAMBDA_ATTENTION_UNROLL
+  for (index_t b = 0; b < NumBytes; b += cache_line) __builtin_prefetch(row + rows_of_one_query + b, 0, 3);
+}
+
 // Of the keys from `first` on, of which num_bytes are read at a time, from first_byte on.
 LAMBDA_ATTENTION_INLINE row_fetcher fetcher_of_keys(const stored_rows& rows, index_t first, index_t first_byte,
                                                     index_t num_bytes, index_t row_bytes) {

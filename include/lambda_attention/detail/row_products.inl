@@ -18,9 +18,11 @@ LAMBDA_ATTENTION_INLINE void multiply_columns(const Real* queries, index_t padde
   }
   constexpr index_t element_size = element_bytes<Format>, num_bytes = Columns * lanes * element_size;
   row_fetcher fetcher = fetcher_of_keys(rows, first, d * element_size, num_bytes, padded_dim * element_size);
+  const bool asks_for_one = Heads == 1 && asks_for_one_query(rows);
   const unsigned char* key = rows.keys + first * rows.key_row_bytes + d * element_size;
   for (index_t k = 0; k < count; ++k, key += rows.key_row_bytes) {
     if constexpr (Heads > 1) fetch<num_bytes>(fetcher);
+    if (asks_for_one) fetch_for_one_query<num_bytes>(key);
     vector_of<Real> acc[Heads];
     LAMBDA_ATTENTION_UNROLL
     for (int h = 0; h < Heads; ++h) acc[h] = d == 0 ? vector_of<Real>{} : products[h][k];

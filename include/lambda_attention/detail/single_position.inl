@@ -129,11 +129,13 @@ LAMBDA_ATTENTION_INLINE void add_value_columns(const Real* weights, index_t weig
   }
   constexpr index_t element_size = element_bytes<Format>, num_bytes = Columns * lanes * element_size;
   row_fetcher fetcher = fetcher_of_values(rows, d * element_size, num_bytes, padded_dim * element_size);
+  const bool asks_for_one = Heads == 1 && asks_for_one_query(rows);
   const unsigned char* value = rows.values + d * element_size;
   for (index_t k = 0; k < rows.num_keys; ++k, value += rows.value_row_bytes) {
     if constexpr (Heads > 1) {
       if (fetcher.step != 0) fetch<num_bytes>(fetcher);
     }
+    if (asks_for_one) fetch_for_one_query<num_bytes>(value);
     const Real scale = Format == row_format::int8 ? static_cast<Real>(rows.value_scales[k]) : Real(1);
     vector_of<Real> weight[Heads];
     LAMBDA_ATTENTION_UNROLL

@@ -101,9 +101,14 @@ LAMBDA_ATTENTION_INLINE void multiply_bytes(const byte_planes* queries, index_t 
     }
   }
   row_fetcher fetcher = fetcher_of_keys(rows, first, d, Columns * bytes_per_vector, padded_dim);
+  const bool asks_for_one = Heads == 1 && asks_for_one_query(rows);
   const unsigned char* key = rows.keys + first * rows.key_row_bytes + d;
   for (index_t k = 0; k < count; ++k, key += rows.key_row_bytes) {
-    fetch<Columns * bytes_per_vector>(fetcher);
+    if (asks_for_one) {
+      fetch_for_one_query<Columns * bytes_per_vector>(key);
+    } else {
+      fetch<Columns * bytes_per_vector>(fetcher);
+    }
     whole_numbers bytes[Columns];
     LAMBDA_ATTENTION_UNROLL
     for (int c = 0; c < Columns; ++c) bytes[c] = load_unsigned(key + c * bytes_per_vector);
@@ -190,8 +195,13 @@ LAMBDA_ATTENTION_INLINE void add_value_columns(const byte_planes* weights, index
   alignas(vector_bytes) static constexpr unsigned char zeros[Columns * vector_size] = {};
   row_fetcher fetcher = fetcher_of_values(rows, d, Columns * vector_size, padded_dim);
   whole_numbers upper[Heads][Columns][4] = {}, lower[Heads][Columns][4] = {};
+  const bool asks_for_one = Heads == 1 && asks_for_one_query(rows);
   const unsigned char* value = rows.values + d;
   for (index_t k = 0; k < rows.num_keys; k += 4, value += 4 * rows.value_row_bytes) {
+    if (asks_for_one) {
+      LAMBDA_ATTENTION_UNROLL
+      for (int r = 0; r < 4; ++r) fetch_for_one_query<Columns * vector_size>(value + r * rows.value_row_bytes);
+    }
     if (Heads > 1 && fetcher.step != 0) {
       LAMBDA_ATTENTION_UNROLL
       for (int r = 0; r < 4; ++r) fetch<Columns * vector_size>(fetcher);
