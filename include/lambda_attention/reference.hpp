@@ -30,7 +30,7 @@ long double number(const T& element) {
 
 template <class T>
 std::vector<long double> numbers(const T* row, index_t count) {
-  std::vector<long double> result(static_cast<std::size_t>(count));
+  std::vector<long double> result(static_cast<std::size_t>(count > 0 ? count : 0));
   for (long double& r : result) r = number(*row++);
   return result;
 }

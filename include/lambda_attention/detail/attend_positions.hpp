@@ -182,7 +182,7 @@ class position_driver {
   // every few rows of queries.
   template <class Pass>
   void for_each_pass(const stored_rows& piece, Pass&& pass) {
-    // The last pass may be that of one query, which asks for nothing.
+    // The last pass may be that of one query, which asks for nothing: the others have.
     index_t num_asking = 0;
     for (index_t row = 0; num_rows_ - row > 1; ++num_asking) row += queries_at_once(num_rows_ - row);
     const bool at_once = queries_at_once(num_rows_) == num_rows_;
@@ -191,7 +191,9 @@ class position_driver {
       const stored_rows rows = piece.part(done, keys_per_pass);
       for (index_t row = 0, number = 0; row < num_rows_; ++number) {
         const int count = queries_at_once(num_rows_ - row);
-        pass(rows.in_pass(number, max(1, num_asking)), done, row, count);
+        stored_rows in_pass = rows.in_pass(number, max(1, num_asking));
+        in_pass.read_once = num_rows_ == 1 && !rows.asked_for;
+        pass(in_pass, done, row, count);
         row += count;
       }
     }

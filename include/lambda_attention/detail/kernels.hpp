@@ -117,6 +117,7 @@ struct stored_rows {
   index_t keys_ahead = 0;
   index_t values_ahead = 0;
   bool asked_for = false;  // these rows were: the kernels ask for no others
+  bool read_once = false;  // by one query, in the order in which they lie
 
   // At most `most` rows from `first` on.
   stored_rows part(index_t first, index_t most) const {

@@ -38,7 +38,6 @@ struct erased_stream {
   tensor v;
   tensor out;
   cache_core<Real>* cache;  // null: the caller gave none
-  encoding_limits encoding;
 };
 
 // The streams of a call, whose types are erased one by one as they are asked for: they may be any number, and no call
@@ -47,35 +46,40 @@ template <class Real>
 class stream_list {
  public:
   template <class Step>
-  stream_list(const Step* steps, index_t size) : steps_(steps), size_(size), erase_(erase_step<Step>) {}
+  stream_list(const Step* steps, index_t size)
+      : steps_(steps), size_(size), erase_(erase_step<Step>), encoding_(encoding_of<Step>) {}
 
   bool is_null() const { return steps_ == nullptr; }
   index_t size() const { return size_; }
   erased_stream<Real> operator[](index_t s) const { return erase_(steps_, s); }
+  // Of a stream that has a cache, whose memory it refers to.
+  encoding_limits encoding(index_t s) const { return encoding_(steps_, s); }
 
  private:
   template <class Step>
   static erased_stream<Real> erase_step(const void* steps, index_t s) {
     const Step& step = static_cast<const Step*>(steps)[s];
-    erased_stream<Real> stream = {erase(step.q), erase(step.k), erase(step.v), erase(step.out), nullptr, {}};
-    if (step.cache != nullptr) {
-      stream.cache = &step.cache->core();
-      stream.encoding = limits_of(step.cache->position());
-    }
-    return stream;
+    return {erase(step.q), erase(step.k), erase(step.v), erase(step.out),
+            step.cache == nullptr ? nullptr : &step.cache->core()};
+  }
+  template <class Step>
+  static encoding_limits encoding_of(const void* steps, index_t s) {
+    return limits_of(static_cast<const Step*>(steps)[s].cache->position());
   }
 
   const void* steps_;
   index_t size_;
   erased_stream<Real> (*erase_)(const void* steps, index_t s);
+  encoding_limits (*encoding_)(const void* steps, index_t s);
 };
 
 template <class Real>
-void check_stream(const erased_stream<Real>& s, const attention_options& options) {
+void check_stream(const stream_list<Real>& streams, index_t number, const attention_options& options) {
+  const erased_stream<Real> s = streams[number];
   if (s.cache == nullptr) refuse("attend: expected a cache, got a null pointer");
   check_stream_keys(s.k, s.v, *s.cache, "attend");
-  check_stream_queries(s.q, s.out, *s.cache, saturating_add(s.cache->num_tokens(), max(0, s.q.tokens)), s.encoding,
-                       options);
+  check_stream_queries(s.q, s.out, *s.cache, saturating_add(s.cache->num_tokens(), max(0, s.q.tokens)),
+                       streams.encoding(number), options);
   check_equal(s.k.tokens, s.q.tokens, "attend", "k.tokens", "q.tokens");
   check_alias(s.out, s.k, "attend", "k");
   check_alias(s.out, s.v, "attend", "v");
@@ -93,7 +97,7 @@ void check_streams(const stream_list<Real>& streams, const attention_options& op
     refuse("attend: expected no options.lse with more than one stream, got %lld streams", printable(num_streams));
   if (num_streams > 1 && options.weights.data != nullptr)
     refuse("attend: expected no options.weights with more than one stream, got %lld streams", printable(num_streams));
-  for (index_t s = 0; s < num_streams; ++s) check_stream(streams[s], options);
+  for (index_t s = 0; s < num_streams; ++s) check_stream(streams, s, options);
   for (index_t a = 0; num_streams > 1 && a < num_streams; ++a) {
     const erased_stream<Real> stream = streams[a];
     for (index_t b = 0; b < num_streams; ++b) {
@@ -163,7 +167,7 @@ class stream_runner {
   void run(Executor& executor) {
     const index_t num_workers = executor.num_workers();
     for (index_t round = 0; begin_round(round, num_workers); ++round) {
-      for (index_t s = 0; s < streams_.size(); ++s) write(streams_[s], round);
+      for (index_t s = 0; s < streams_.size(); ++s) write(s, round);
       run_jobs(kernels_, job_list<Real>(jobs(), num_jobs_, num_workers), memory_, jobs_bytes_, executor);
       for (index_t s = 0; s < streams_.size(); ++s) count_in(streams_[s], round);
     }
@@ -184,12 +188,12 @@ class stream_runner {
 
   job* jobs() { return std::launder(reinterpret_cast<job*>(memory_.data())); }
 
-  job job_of(const stream& s, token_range tokens) const {
+  job job_of(const stream& s, const position_data& encoding, token_range tokens) const {
     attention_options options = options_;
     if (options.lse.data != nullptr) options.lse = options.lse.slice(tokens.first, tokens.count);
     if (options.weights.data != nullptr) options.weights = options.weights.slice(tokens.first, tokens.count);
     return stream_job(s.q.slice(tokens.first, tokens.count), s.out.slice(tokens.first, tokens.count), *s.cache,
-                      s.cache->num_tokens() + tokens.count, s.encoding.data, options);
+                      s.cache->num_tokens() + tokens.count, encoding, options);
   }
 
   // Calls use(job) for every stream that has tokens left.
@@ -198,7 +202,7 @@ class stream_runner {
     for (index_t s = 0; s < streams_.size(); ++s) {
       const stream of = streams_[s];
       const token_range tokens = tokens_of(of, round);
-      if (tokens.count > 0) use(job_of(of, tokens));
+      if (tokens.count > 0) use(job_of(of, streams_.encoding(s).data, tokens));
     }
   }
 
@@ -220,10 +224,11 @@ class stream_runner {
     return true;
   }
 
-  void write(const stream& s, index_t round) {
+  void write(index_t number, index_t round) {
+    const stream s = streams_[number];
     const token_range tokens = tokens_of(s, round);
     if (tokens.count > 0)
-      s.cache->write(kernels_, s.encoding.data, s.k.slice(tokens.first, tokens.count),
+      s.cache->write(kernels_, streams_.encoding(number).data, s.k.slice(tokens.first, tokens.count),
                      s.v.slice(tokens.first, tokens.count));
   }
 

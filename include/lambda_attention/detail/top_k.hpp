@@ -250,6 +250,7 @@ class top_k_search {
     alignas(buffer_alignment) Real of_smallest[max_tile_vectors * stride];
     stored_rows largest = {};
     largest.format = native_format<Real>;
+    largest.read_once = num_rows_ == 1;
     largest.key_row_bytes = middle_.bounds_row() * static_cast<index_t>(sizeof(Real));
     for (index_t done = 0; done < num_pages_; done += together) {
       largest.num_keys = min(together, num_pages_ - done);
@@ -278,7 +279,8 @@ class top_k_search {
   void score_page(index_t page, index_range keys, index_range heads) {
     const index_t number = first_page_ + page;
     const index_t first = max(keys.first, number * page_tokens), last = min(keys.last, (number + 1) * page_tokens);
-    const stored_rows rows = rows_of(middle_.keys(number), first, last, true);
+    stored_rows rows = rows_of(middle_.keys(number), first, last, true);
+    rows.read_once = heads.size() == 1;
     job_.one_position->score_rows(scratch_.queries[0] + heads.first * padded_dim_, heads.size() == 1 ? 1 : num_rows_,
                                   padded_dim_, rows, scratch_.scores, scratch_.score_stride);
     for (index_t h = heads.first; h < heads.last; ++h) {
