@@ -324,7 +324,7 @@ const position_kernels<Real>& position_kernels_for(isa_level level, bool in_pair
   if (level >= isa_level::avx512) return avx512::kernels<Real>::one_position();
   if (level == isa_level::avx2) return avx2::kernels<Real>::one_position();
 #else
-  static_cast<void>(level);
+  static_cast<void>(level), static_cast<void>(in_pairs);
 #endif
   return baseline::kernels<Real>::one_position();
 }
