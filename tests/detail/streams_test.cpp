@@ -1,8 +1,10 @@
 // attend() of a span of streams.
 #include <lambda_attention/attention.hpp>
 #include <lambda_attention/detail/streams.hpp>
+#include <lambda_attention/position/alibi.hpp>
 #include <lambda_attention/position/rope.hpp>
 #include <lambda_attention/storage/f16.hpp>
+#include <lambda_attention/storage/f32.hpp>
 
 #include <gtest/gtest.h>
 
@@ -31,7 +33,7 @@ struct stream {
   stream(index_t tokens, index_t heads, index_t kv_heads, const la::lambda_shape& shape, index_t max_append,
          std::uint32_t seed)
       : s(tokens, heads, kv_heads, dim, v_dim, seed),
-        cache(shape, la::rope(dim), kv_heads, dim, v_dim, options(max_append)) {}
+        cache(shape, la::rope(dim, 1000.0 * seed), kv_heads, dim, v_dim, options(max_append)) {}
 
   static la::kv_cache_options options(index_t max_append) {
     la::kv_cache_options result;
@@ -168,6 +170,20 @@ TEST(Streams, Refusals) {
   EXPECT_EQ(refused([](steps_type& s) { s[0].out.data = const_cast<float*>(s[2].k.data); }), overlap(0, 2));
   EXPECT_EQ(refused([](steps_type& s) { s[0].out.data = const_cast<float*>(s[1].v.data); }), overlap(0, 1));
   EXPECT_EQ(refused([](steps_type& s) { s[2].out.data = s[1].out.data; }), overlap(1, 2));
+}
+
+// Each stream is checked against its own encoding.
+TEST(Streams, EncodingsMayDiffer) {
+  sequence<float> first(4, 6, 2, dim, v_dim, 1), other(4, 6, 2, dim, v_dim, 2);
+  const auto caches = [](index_t heads) {
+    return la::kv_cache<la::f32, la::alibi>(la::lm_infinite(3, 11), la::alibi(heads), 2, dim, v_dim);
+  };
+  auto right = caches(6), wrong = caches(4);
+  const std::vector steps = {la::stream_step{first.q.view(), first.k.view(), first.v.view(), &right, first.out.view()},
+                             la::stream_step{other.q.view(), other.k.view(), other.v.view(), &wrong, other.out.view()}};
+  EXPECT_EQ(refusal([&] { la::attend(steps.data(), 2); }),
+            "attend: expected q.heads = 4, that of the position encoding, got 6");
+  EXPECT_EQ(right.num_tokens(), 0);
 }
 
 // Streams may read the same memory: many answers to one prompt.
