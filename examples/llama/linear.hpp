@@ -1,0 +1,109 @@
+// Products of activations, a token a row, with weights that stay as the file has them.
+#pragma once
+
+#include "weights.hpp"
+
+#include <Eigen/Core>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+namespace llama {
+
+using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+/// A weight matrix [rows, columns]. Whatever its element, it is multiplied in float.
+class weight_matrix {
+ public:
+  weight_matrix(const weights& source, const std::string& name, std::int64_t rows, std::int64_t columns)
+      : rows_(rows), columns_(columns) {
+    const stored_tensor& tensor = source.find(name, {rows, columns});
+    element_ = weights::element_of(tensor, name);
+    bytes_ = tensor.bytes;
+    // The format lets a tensor begin at any byte; writers of files see to it that it begins where its elements may.
+    if (reinterpret_cast<std::uintptr_t>(bytes_.data()) % 4 != 0) {
+      aligned_ = std::make_shared<std::string>(bytes_);
+      bytes_ = *aligned_;
+    }
+  }
+
+  std::int64_t rows() const { return rows_; }
+
+  /// y = x W^T.
+  void multiply(const matrix& x, matrix& y) const {
+    y.resize(x.rows(), rows_);
+    switch (element_) {
+      case element::f32:
+        return multiply_as<float>(x, y);
+      case element::f16:
+        return multiply_as<Eigen::half>(x, y);
+      case element::bf16:
+        return multiply_as<Eigen::bfloat16>(x, y);
+    }
+  }
+
+  /// A row of it: the embedding of a token.
+  void copy_row(std::int64_t row, Eigen::Ref<Eigen::RowVectorXf> out) const {
+    switch (element_) {
+      case element::f32:
+        out = rows_as<float>().row(row);
+        break;
+      case element::f16:
+        out = rows_as<Eigen::half>().row(row).cast<float>();
+        break;
+      case element::bf16:
+        out = rows_as<Eigen::bfloat16>().row(row).cast<float>();
+        break;
+    }
+  }
+
+ private:
+  template <class Element>
+  using rows_of = Eigen::Map<const Eigen::Matrix<Element, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>;
+
+  template <class Element>
+  rows_of<Element> rows_as() const {
+    return rows_of<Element>(reinterpret_cast<const Element*>(bytes_.data()), rows_, columns_);
+  }
+
+  // A block of rows at a time is converted, and stays in the caches for all tokens; blocks are shared out to threads where
+  // there is enough to do.
+  template <class Element>
+  void multiply_as(const matrix& x, matrix& y) const {
+    constexpr std::int64_t block = 64;
+    [[maybe_unused]] const bool large = x.rows() * rows_ * columns_ > (1 << 20);
+#pragma omp parallel for schedule(static) if (large)
+    for (std::int64_t first = 0; first < rows_; first += block) {
+      const std::int64_t count = std::min(block, rows_ - first);
+      const matrix some = rows_as<Element>().middleRows(first, count).template cast<float>();
+      y.middleCols(first, count).noalias() = x * some.transpose();
+    }
+  }
+
+  std::int64_t rows_, columns_;
+  element element_;
+  std::string_view bytes_;
+  std::shared_ptr<std::string> aligned_;
+};
+
+/// y = x W^T + b, the bias being optional.
+class linear {
+ public:
+  linear(const weights& source, const std::string& name, std::int64_t outputs, std::int64_t inputs, bool with_bias)
+      : weight_(source, name + ".weight", outputs, inputs) {
+    if (with_bias) bias_ = source.vector(name + ".bias", outputs);
+  }
+
+  void apply(const matrix& x, matrix& y) const {
+    weight_.multiply(x, y);
+    if (bias_.size() > 0) y.rowwise() += bias_;
+  }
+
+ private:
+  weight_matrix weight_;
+  Eigen::RowVectorXf bias_;
+};
+
+}  // namespace llama
