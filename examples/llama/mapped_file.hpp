@@ -21,7 +21,7 @@ namespace llama {
 class mapped_file {
  public:
   explicit mapped_file(const std::string& path) {
-    const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a FIFO would wait
     if (file < 0) fail("%s: %s", path.c_str(), std::strerror(errno));
     struct stat status {};
     const bool regular = ::fstat(file, &status) == 0 && S_ISREG(status.st_mode);

@@ -70,6 +70,7 @@ class mpt_model final : public language_model {
   static void refuse_other_models(const json_reader& config) {
     config.expect("expansion_ratio", 4);
     config.expect("no_bias", true);
+    config.expect("tie_word_embeddings", true);
     config.expect("logit_scale", nullptr);
     const json_reader attention = config.object("attn_config");
     attention.expect("alibi", true);

@@ -22,6 +22,7 @@ inline lambda_attention::rope rope_of(const json_reader& config, std::int64_t he
   if (!(share > 0 && share <= 1)) fail("config.json: expected 0 < \"partial_rotary_factor\" <= 1, got %g", share);
   la::rope_options options;
   options.rotary_dim = static_cast<la::index_t>(share * static_cast<double>(head_dim));
+  if (options.rotary_dim == 0) fail("config.json: \"partial_rotary_factor\" %g leaves nothing to turn", share);
 
   const std::string type = scaling.text("rope_type", scaling.text("type", "default").c_str());
   const double trained = scaling.number("original_max_position_embeddings", static_cast<double>(training_length));

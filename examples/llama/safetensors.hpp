@@ -14,6 +14,7 @@
 #include <map>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace llama {
@@ -35,7 +36,7 @@ inline std::int64_t bytes_of_element(const std::string& type) {
 
 inline std::int64_t size_in(const json& list, std::size_t index, const std::string& name) {
   const json& number = list[index];
-  const bool good = number.is_number_integer() && number >= 0 && number <= INT64_MAX;
+  const bool good = number.is_number_unsigned() && number.get<std::uint64_t>() <= INT64_MAX;
   if (!good) fail("%s: expected sizes and offsets to be integers from 0 to 2^63 - 1", name.c_str());
   return number.get<std::int64_t>();
 }
@@ -87,8 +88,10 @@ inline std::map<std::string, stored_tensor> parse_safetensors(std::string_view f
     stored_tensor tensor = detail::read_tensor(entry, data, name + ": tensor \"" + key + "\"");
     in_order.push_back(&tensors.emplace(key, std::move(tensor)).first->second);
   }
-  std::sort(in_order.begin(), in_order.end(),
-            [](const auto* a, const auto* b) { return a->bytes.data() < b->bytes.data(); });
+  const auto place = [](const stored_tensor* tensor) {
+    return std::make_pair(tensor->bytes.data(), tensor->bytes.size());  // an empty one stands before its neighbour
+  };
+  std::sort(in_order.begin(), in_order.end(), [&](const auto* a, const auto* b) { return place(a) < place(b); });
   for (std::size_t i = 1; i < in_order.size(); ++i)
     if (in_order[i - 1]->bytes.data() + in_order[i - 1]->bytes.size() > in_order[i]->bytes.data())
       fail("%s: two tensors overlap", name.c_str());
