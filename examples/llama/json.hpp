@@ -56,6 +56,11 @@ class json_reader {
     return number;
   }
   double number(const char* key, double otherwise) const { return has(key) ? number(key) : otherwise; }
+  double non_negative(const char* key, double otherwise) const {
+    const double result = number(key, otherwise);
+    if (result < 0) fail("%s: expected \"%s\" to be 0 or more, got %g", name_.c_str(), key, result);
+    return result;
+  }
   std::string text(const char* key, const char* otherwise) const {
     if (!has(key)) return otherwise;
     if (!at(key).is_string()) fail("%s: expected \"%s\" to be a string", name_.c_str(), key);

@@ -52,7 +52,7 @@ class llama_model final : public language_model {
       : language_model(shape, rope_of(config, shape.heads.head_dim, shape.training_length),
                        weight_matrix(source, "model.embed_tokens.weight", shape.vocabulary, shape.width),
                        weight_matrix(source, output_name(config), shape.vocabulary, shape.width)),
-        epsilon_(static_cast<float>(config.number("rms_norm_eps", 1e-6))),
+        epsilon_(static_cast<float>(config.non_negative("rms_norm_eps", 1e-6))),
         norm_(source.vector("model.norm.weight", shape.width)) {
     config.expect("hidden_act", "silu");
     const std::int64_t width = shape.width, inner = config.integer("intermediate_size", 1, 1 << 24);
@@ -88,7 +88,9 @@ class llama_model final : public language_model {
       shape.bos = static_cast<token>(config.integer("bos_token_id", 0, shape.vocabulary - 1));
     if (shape.heads.heads % shape.heads.kv_heads != 0)
       fail("config.json: expected num_attention_heads to be a multiple of num_key_value_heads");
-    if (shape.heads.head_dim < 1) fail("config.json: expected hidden_size >= num_attention_heads");
+    if (shape.heads.head_dim < 1 || shape.heads.head_dim > la::max_head_dim)
+      fail("config.json: expected hidden_size to be 1 to %lld times num_attention_heads",
+           static_cast<long long>(la::max_head_dim));
     return shape;
   }
 

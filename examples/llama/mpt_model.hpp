@@ -52,7 +52,7 @@ class mpt_model final : public language_model {
       : language_model(shape, alibi_of(config, shape.heads.heads),
                        weight_matrix(source, "transformer.wte.weight", shape.vocabulary, shape.width),
                        weight_matrix(source, "transformer.wte.weight", shape.vocabulary, shape.width)),
-        epsilon_(static_cast<float>(config.number("layer_norm_epsilon", 1e-5))),
+        epsilon_(static_cast<float>(config.non_negative("layer_norm_epsilon", 1e-5))),
         norm_(source.vector("transformer.norm_f.weight", shape.width)) {
     refuse_other_models(config);
     const std::int64_t width = shape.width, inner = 4 * width;
@@ -87,7 +87,7 @@ class mpt_model final : public language_model {
     shape.layers = config.integer("n_layers", 1, 4096);
     shape.heads.heads = shape.heads.kv_heads = config.integer("n_heads", 1, 1 << 16);
     shape.heads.head_dim = shape.width / shape.heads.heads;
-    shape.heads.scale = config.object("attn_config").number("softmax_scale", 0);
+    shape.heads.scale = config.object("attn_config").non_negative("softmax_scale", 0);
     shape.training_length = config.integer("max_seq_len", 1, 1 << 28, 2048);
     if (config.has("bos_token_id"))
       shape.bos = static_cast<token>(config.integer("bos_token_id", 0, shape.vocabulary - 1));
@@ -100,7 +100,7 @@ class mpt_model final : public language_model {
   // 2^(-m (h + 1) / p), p the power of two that is no less than the number of heads: heads 1, 3, 5, ... of p first, then 0, 2, 4,
   // ..., as many as there are.
   static la::alibi alibi_of(const json_reader& config, std::int64_t heads) {
-    const double largest = config.object("attn_config").number("alibi_bias_max", 8);
+    const double largest = config.object("attn_config").non_negative("alibi_bias_max", 8);
     std::int64_t power = 1;
     while (power < heads) power *= 2;
     std::vector<double> slopes;

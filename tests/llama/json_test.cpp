@@ -75,6 +75,9 @@ TEST(Json, Numbers) {
   EXPECT_EQ(reader.number("a"), -7);
   EXPECT_EQ(reader.number("b", 1), 2.5);
   EXPECT_EQ(reader.number("absent", 1), 1);
+  EXPECT_EQ(reader.non_negative("b", 1), 2.5);
+  EXPECT_EQ(reader.non_negative("absent", 0), 0);
+  EXPECT_EQ(tiny::refusal([&] { reader.non_negative("a", 1); }), "c: expected \"a\" to be 0 or more, got -7");
   for (const char* key : {"nan", "inf", "text", "flag"}) {
     EXPECT_PRED2(contains, tiny::refusal([&] { reader.number(key); }), "to be a finite number") << key;
     EXPECT_PRED2(contains, tiny::refusal([&] { reader.number(key, 1); }), "to be a finite number") << key;
