@@ -59,7 +59,14 @@ void generate(stream& text, const std::vector<token>& prompt, std::int64_t count
   }
 }
 
-/// The surprise in nats of each token but the first, given those before it.
+/// In nats, of what came, given the logits of all that could.
+template <class Row>
+float surprise(const Row& logits, token came) {
+  const float largest = logits.maxCoeff();
+  return largest + std::log((logits.array() - largest).exp().sum()) - logits[came];
+}
+
+/// The surprise of each token but the first, given those before it.
 inline std::vector<float> surprises(const language_model& model, const attention_settings& settings,
                                     const std::vector<token>& tokens, progress& shown) {
   const std::vector<token> inputs(tokens.begin(), tokens.end() - 1);
@@ -67,10 +74,8 @@ inline std::vector<float> surprises(const language_model& model, const attention
   stream text(model, settings, static_cast<std::int64_t>(tokens.size()));
   text.read(inputs, false, [&](std::int64_t, const matrix& x) {
     const matrix logits = model.logits(x);
-    const Eigen::ArrayXf largest = logits.rowwise().maxCoeff();
-    const Eigen::ArrayXf sums = (logits.array().colwise() - largest).exp().rowwise().sum();
     for (Eigen::Index row = 0; row < logits.rows(); ++row)
-      nats.push_back(largest[row] + std::log(sums[row]) - logits(row, tokens[nats.size() + 1]));
+      nats.push_back(surprise(logits.row(row), tokens[nats.size() + 1]));
     shown.advance(x.rows());
   });
   return nats;

@@ -67,12 +67,12 @@ class language_model {
 class stream {
  public:
   /// `longest`: no more tokens than this will come. It bounds nothing where attention is bounded by itself.
-  stream(const language_model& model, const attention_settings& settings, std::int64_t longest) : model_(&model) {
-    const attention_settings complete = completed(settings, model.shape().training_length);
-    for (std::int64_t i = 0; i < model.shape().layers; ++i)
-      layers_.push_back(
-          make_attention(complete, longest, model.position(), model.shape().heads, i, model.shape().layers));
-  }
+  stream(const language_model& model, const attention_settings& settings, std::int64_t longest)
+      : stream(model, make_layers(model, settings, longest)) {}
+
+  /// One attention for each layer, of whatever kind.
+  stream(const language_model& model, std::vector<std::unique_ptr<layer_attention>> layers)
+      : model_(&model), layers_(std::move(layers)) {}
 
   /// Reads tokens, a chunk at a time, and calls each(first, x) with what the last layer left of tokens first, first + 1, ...
   template <class Function>
@@ -102,6 +102,17 @@ class stream {
   }
 
  private:
+  static std::vector<std::unique_ptr<layer_attention>> make_layers(const language_model& model,
+                                                                   const attention_settings& settings,
+                                                                   std::int64_t longest) {
+    const model_shape& shape = model.shape();
+    const attention_settings complete = completed(settings, shape.training_length);
+    std::vector<std::unique_ptr<layer_attention>> layers;
+    for (std::int64_t i = 0; i < shape.layers; ++i)
+      layers.push_back(make_attention(complete, longest, model.position(), shape.heads, i, shape.layers));
+    return layers;
+  }
+
   const language_model* model_;
   std::vector<std::unique_ptr<layer_attention>> layers_;
 };

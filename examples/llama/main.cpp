@@ -2,6 +2,7 @@
 #include "commands.hpp"
 #include "load_model.hpp"
 #include "report.hpp"
+#include "text_files.hpp"
 
 #include <CLI/CLI.hpp>
 
@@ -9,7 +10,6 @@
 
 #include <chrono>
 #include <cstdio>
-#include <fstream>
 #include <iterator>
 #include <map>
 #include <sstream>
@@ -29,12 +29,6 @@ struct options {
   std::uint64_t seed = 0;
   bool as_json = false;
 };
-
-std::string contents(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) fail("%s: cannot be read", path.c_str());
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 std::vector<token> parsed_ids(const std::string& text) {
   std::istringstream in(text);

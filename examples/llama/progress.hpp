@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <mutex>
 #include <string>
 
 namespace llama {
@@ -19,7 +20,9 @@ class progress {
   progress(const progress&) = delete;
   progress& operator=(const progress&) = delete;
 
+  /// May be called from several threads.
   void advance(std::int64_t tokens) {
+    const std::lock_guard<std::mutex> lock(mutex_);
     done_ += tokens;
     const auto now = clock::now();
     if (!shown_ || now - last_ < std::chrono::milliseconds(200)) return;
@@ -36,6 +39,7 @@ class progress {
 
  private:
   using clock = std::chrono::steady_clock;
+  std::mutex mutex_;
   std::int64_t total_, done_ = 0;
   bool shown_, drawn_ = false;
   clock::time_point begin_ = clock::now(), last_ = begin_;

@@ -61,6 +61,13 @@ class position_bins {
     return sum() / static_cast<double>(count);
   }
 
+  /// Of each range that a token came for, in order.
+  std::vector<double> means() const {
+    std::vector<double> list;
+    for (std::size_t i = 0; i < bins_.size(); ++i) list.push_back(mean_of(i));
+    return list;
+  }
+
   /// [{"to": position, "mean": ..., "tokens": ...}, ...]
   json as_json() const {
     json list = json::array();
@@ -97,6 +104,16 @@ class share_of {
 
   json as_json() const { return {{"good", good_}, {"of", all_}, {"interval_95", {bound(-1), bound(1)}}}; }
 
+  double share() const { return static_cast<double>(good_) / static_cast<double>(std::max<std::int64_t>(all_, 1)); }
+
+  /// "97 (92 to 99)"; "–" where there was no trial.
+  std::string percent() const {
+    if (all_ == 0) return "–";
+    char text[64];
+    std::snprintf(text, sizeof text, "%.0f (%.0f to %.0f)", 100 * share(), 100 * bound(-1), 100 * bound(1));
+    return text;
+  }
+
   std::string text() const {
     if (all_ == 0) return "none of none";
     char line[96];
@@ -108,9 +125,9 @@ class share_of {
  private:
   double bound(double side) const {
     constexpr double z = 1.96;
-    const auto n = static_cast<double>(std::max<std::int64_t>(all_, 1)), share = static_cast<double>(good_) / n;
-    const double half = z * std::sqrt(share * (1 - share) / n + z * z / (4 * n * n));
-    return std::clamp((share + z * z / (2 * n) + side * half) / (1 + z * z / n), 0.0, 1.0);
+    const auto n = static_cast<double>(std::max<std::int64_t>(all_, 1)), p = share();
+    const double half = z * std::sqrt(p * (1 - p) / n + z * z / (4 * n * n));
+    return std::clamp((p + z * z / (2 * n) + side * half) / (1 + z * z / n), 0.0, 1.0);
   }
 
   std::int64_t good_ = 0, all_ = 0;

@@ -47,10 +47,10 @@ class Phase:
 # copies; straight at the full length it is not in thousands.
 TRAINING = [
     Phase("short", 80, 48, 1000, 2e-3, 2e-3, copy_share=0.60, passkey_share=0.15),
-    Phase("full", LENGTH, 12, 4500, 3e-3, 3e-3, copy_share=0.18, passkey_share=0.20),
-    Phase("decay", LENGTH, 12, 3000, 1.6e-3, 0, copy_share=0.08, passkey_share=0.20),
+    Phase("full", LENGTH, 12, 3000, 3e-3, 3e-3, copy_share=0.18, passkey_share=0.20),
+    Phase("decay", LENGTH, 12, 2500, 1.6e-3, 0, copy_share=0.08, passkey_share=0.20),
 ]
-SINK = [Phase("sink", LENGTH, 12, 1200, 1e-3, 0, copy_share=0.08, passkey_share=0.20, sink_targets=(0.5, 0.9))]
+SINK = [Phase("sink", LENGTH, 12, 1000, 1e-3, 0, copy_share=0.08, passkey_share=0.20, sink_targets=(0.5, 0.9))]
 WARM_UP, CLIP, WEIGHT_DECAY, SINK_LOSS = 60, 1.0, 0.1, 0.1
 LOG_EVERY, CHECKPOINT_EVERY = 100, 300
 
@@ -73,21 +73,22 @@ def initialise(model):
     """Normal with the reciprocal of the inputs as variance; less where a layer adds to the residual stream."""
     for name, weight in model.named_parameters():
         if weight.dim() == 2:
-            std = 0.02 if is_embedding(name) else weight.shape[1] ** -0.5
+            std = 0.02 if is_embedding(name) or name == "lm_head.weight" else weight.shape[1] ** -0.5
             if name.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight")):
                 std /= math.sqrt(2 * LAYERS)
             torch.nn.init.normal_(weight, std=std)
 
 
 def is_embedding(name):
-    return any(part in name for part in ("embed_tokens", "wte", "lm_head"))
+    return "embed_tokens" in name or "wte" in name
 
 
 def optimizer_of(model):
-    decayed = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed_tokens" not in n and "wte" not in n]
-    others = [p for n, p in model.named_parameters() if not (p.dim() == 2 and "embed_tokens" not in n and "wte" not in n)]
-    return torch.optim.AdamW([{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}],
-                             lr=0.0, betas=(0.9, 0.95), fused=True)
+    decayed, others = [], []
+    for name, weight in model.named_parameters():
+        (decayed if weight.dim() == 2 and not is_embedding(name) else others).append(weight)
+    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
 
 
 def losses(model, tokens, with_sink):
@@ -132,14 +133,16 @@ def train(options, model, phases, device):
     text = Text(options.data / "train.npz")
     pieces = held_out_pieces(options.data / "held_out").to(device)
     optimizer = optimizer_of(model)
-    checkpoint, step = options.out / "checkpoint.pt", 0
+    checkpoint, log_path, lines, step = options.out / "checkpoint.pt", options.out / "log.jsonl", [], 0
     if checkpoint.exists():
         state = torch.load(checkpoint)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
+        lines = [line for line in log_path.read_text().splitlines() if json.loads(line)["step"] <= step]
+    log_path.write_text("".join(line + "\n" for line in lines))
     compiled = torch.compile(losses, dynamic=False)
-    log, recent, begin, first = open(options.out / "log.jsonl", "a"), {}, time.time(), step
+    log, recent, begin, first = open(log_path, "a"), {}, time.time(), step
     while True:
         phase, progress = phase_at(phases, step)
         if step % CHECKPOINT_EVERY == 0 or not phase:
@@ -148,7 +151,8 @@ def train(options, model, phases, device):
             return
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
         for group in optimizer.param_groups:
-            group["lr"] = (phase.last_rate + (phase.first_rate - phase.last_rate) * cosine) * min(1, (step + 1) / WARM_UP)
+            rate = phase.last_rate + (phase.first_rate - phase.last_rate) * cosine
+            group["lr"] = rate * min(1, (step + 1) / WARM_UP)
 
         rng = np.random.default_rng([options.seed, step])
         tokens, weights, kinds = batch(text, rng, phase.sequences, phase.length, phase.copy_share, phase.passkey_share)

@@ -1,0 +1,302 @@
+// length_generalization: what happens to models beyond the length that they were trained at, with each kind of attention.
+// Prints tables in Markdown, and draws charts.
+#include "experiments/chart.hpp"
+#include "experiments/decode_cost.hpp"
+#include "experiments/endless_stream.hpp"
+#include "experiments/nll_by_position.hpp"
+#include "experiments/passkey_by_length.hpp"
+#include "load_model.hpp"
+#include "text_files.hpp"
+
+#include <CLI/CLI.hpp>
+
+#include <omp.h>
+
+#include <cstdarg>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace {
+
+using namespace llama;
+using namespace llama::experiments;
+
+constexpr std::size_t document_bytes = 16384;
+constexpr std::uint64_t seed = 20240617;
+
+struct options {
+  std::string models, sources, program, output = ".";
+  std::string only;
+  std::vector<std::string> names = {"llama", "llama-sink", "mpt"};
+  std::int64_t documents = 32, trials = 100, tokens = 1'000'000;
+  int threads = omp_get_max_threads();
+
+  bool runs(const char* experiment) const { return only.empty() || only == experiment; }
+  std::string model(const std::string& name) const { return models + "/" + name; }
+};
+
+/// Tables go to the standard output and to a file beside the charts.
+class report {
+ public:
+  explicit report(const std::string& path) : file_(std::fopen(path.c_str(), "w")) {
+    if (file_ == nullptr) fail("%s: cannot be written", path.c_str());
+  }
+  ~report() { std::fclose(file_); }
+  report(const report&) = delete;
+  report& operator=(const report&) = delete;
+
+  __attribute__((format(printf, 2, 3))) void print(const char* format, ...) {
+    char text[4096];
+    va_list arguments;
+    va_start(arguments, format);
+    std::vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    for (std::FILE* out : {stdout, file_}) {
+      std::fputs(text, out);
+      std::fflush(out);
+    }
+  }
+
+ private:
+  std::FILE* file_;
+};
+
+std::string length_name(std::int64_t tokens) {
+  return tokens < 1024 ? std::to_string(tokens) : std::to_string(tokens / 1024) + "k";
+}
+
+// ---- 1, 5: how well text is predicted, by position
+
+/// The places of position_bins that are whole: a quarter of the training length, half of it, all of it, twice, ...
+std::vector<double> ends_of_ranges(std::size_t ranges, std::int64_t training_length) {
+  std::vector<double> ends;
+  for (std::size_t i = 0; i < ranges; ++i) ends.push_back(static_cast<double>((training_length / 4) << i));
+  return ends;
+}
+
+void print_nll_table(report& out, const std::vector<nll_table>& tables, const std::vector<double>& ends) {
+  const nll_table& ours =
+      *std::find_if(tables.begin(), tables.end(), [](auto& t) { return t.reader == "LM-Infinite"; });
+  out.print("| nats a byte, positions up to |");
+  for (std::size_t range = 2; range < ends.size(); ++range) out.print(" %.0f |", ends[range]);
+  out.print(" less LM-Infinite beyond %.0f |\n|---|", ends[2]);
+  for (std::size_t range = 2; range <= ends.size(); ++range) out.print("---|");
+  out.print("\n");
+  for (const nll_table& table : tables) {
+    out.print("| %s |", table.reader.c_str());
+    for (std::size_t range = 2; range < ends.size(); ++range)
+      out.print(" %.3f ± %.3f |", table.at(range).mean, table.at(range).standard_error);
+    std::vector<double> differences;
+    for (std::size_t i = 0; i < table.documents.size(); ++i) {
+      double mine = 0, other = 0, bytes = 0;
+      for (std::size_t range = 3; range < ends.size(); ++range) {
+        const double count = ends[range] - ends[range - 1];
+        mine += table.documents[i][range] * count;
+        other += ours.documents[i][range] * count;
+        bytes += count;
+      }
+      differences.push_back((mine - other) / bytes);
+    }
+    const mean_and_error difference = statistics_of(differences);
+    const auto worse = std::count_if(differences.begin(), differences.end(), [](double d) { return d > 0; });
+    if (&table == &ours)
+      out.print(" |\n");
+    else
+      out.print(" %+.3f ± %.3f, worse in %d of %zu |\n", difference.mean, difference.standard_error,
+                static_cast<int>(worse), differences.size());
+  }
+}
+
+void draw_nll_chart(const std::vector<nll_table>& tables, const std::vector<double>& ends, const std::string& subtitle,
+                    const std::string& picture) {
+  chart drawn{"Text beyond the training length",
+              subtitle,
+              "position in the text, in bytes",
+              "nats a byte",
+              {},
+              {},
+              {},
+              false,
+              "[0.8:*]"};
+  for (const double end : ends) {
+    drawn.x.push_back(end);
+    drawn.x_names.push_back(length_name(static_cast<std::int64_t>(end)));
+  }
+  for (const nll_table& table : tables) {
+    line curve{table.reader, {}, {}};
+    for (std::size_t range = 0; range < ends.size(); ++range) {
+      curve.values.push_back(table.at(range).mean);
+      curve.errors.push_back(table.at(range).standard_error);
+    }
+    drawn.lines.push_back(curve);
+  }
+  draw(drawn, picture);
+}
+
+void nll_experiment(const options& chosen, report& out) {
+  const auto most = static_cast<std::size_t>(chosen.documents);
+  const std::vector<std::pair<const char*, std::vector<std::string>>> sets = {
+      {"held-out text", documents_below(chosen.models + "/held_out", document_bytes, most)},
+      {"this project's sources", sources_below(chosen.sources, document_bytes, most / 4)}};
+  for (const std::string& name : chosen.names) {
+    const loaded_model loaded(chosen.model(name));
+    for (const auto& [set, documents] : sets) {
+      const stopwatch watch;
+      const auto tables = nll_by_position(loaded.model(), all_readers(), documents, true);
+      const auto ends = ends_of_ranges(tables[0].ranges(), loaded.model().shape().training_length);
+      out.print("\n**%s, %s**, %zu documents of %zu bytes (%.0f s)\n\n", name.c_str(), set, documents.size(),
+                document_bytes, watch.seconds());
+      print_nll_table(out, tables, ends);
+      const bool held_out = set == sets[0].first;
+      draw_nll_chart(tables, ends, name + ", " + set + ", " + std::to_string(documents.size()) + " documents",
+                     chosen.output + "/nll_" + name + (held_out ? "" : "_sources") + ".svg");
+    }
+  }
+}
+
+// ---- 2: passkeys
+
+void passkey_experiment(const options& chosen, report& out) {
+  const std::vector<std::int64_t> lengths = {256, 512, 1024, 2048, 4096};
+  for (const std::string& name : chosen.names) {
+    if (name == "mpt") continue;
+    const loaded_model loaded(chosen.model(name));
+    const auto readers = all_passkey_readers();
+    std::int64_t tokens = 0;
+    for (const std::int64_t length : lengths)
+      tokens += length * chosen.trials * static_cast<std::int64_t>(readers.size());
+    progress shown(tokens, true);
+    const stopwatch watch;
+    chart drawn{"A passkey of five digits, found",
+                name + ", " + std::to_string(chosen.trials) + " prompts a point",
+                "length of the prompt, in bytes",
+                "per cent",
+                {},
+                {},
+                {},
+                false,
+                "[-3:103]"};
+    for (const std::int64_t length : lengths) {
+      drawn.x.push_back(static_cast<double>(length));
+      drawn.x_names.push_back(length_name(length));
+    }
+    std::string rows;
+    for (const passkey_reader& how : readers) {
+      line curve{how.name, {}, {}};
+      rows += "| " + how.name + " |";
+      for (const std::int64_t length : lengths) {
+        const passkey_result result = passkey_at(loaded.model(), how, length, chosen.trials, seed, shown);
+        rows += " " + result.found.percent() + "; " + result.found_outside_window.percent() + " |";
+        curve.values.push_back(100 * result.found.share());
+      }
+      rows += "\n";
+      drawn.lines.push_back(curve);
+    }
+    out.print(
+        "\n**%s, passkeys**: %% of %lld prompts (95 %% interval); of those whose key the window has left behind "
+        "(%.0f s)\n\n| length |",
+        name.c_str(), static_cast<long long>(chosen.trials), watch.seconds());
+    for (const std::int64_t length : lengths) out.print(" %lld |", static_cast<long long>(length));
+    out.print("\n|---|---|---|---|---|---|\n%s", rows.c_str());
+    draw(drawn, chosen.output + "/passkey_" + name + ".svg");
+  }
+}
+
+// ---- 3: time and memory of a token
+
+void decode_experiment(const options& chosen, report& out) {
+  const std::string text = documents_below(chosen.models + "/held_out", document_bytes, 1)[0];
+  const std::string model = chosen.model(chosen.names[0]);
+  chart time{"Time of one more token",
+             chosen.names[0] + ", one thread, float",
+             "tokens before it",
+             "milliseconds",
+             {},
+             {},
+             {{"full attention", {}, {}}, {"LM-Infinite", {}, {}}},
+             true};
+  out.print(
+      "\n**%s, one more token**, one thread, keys and values in float\n\n"
+      "| tokens before it | full: ms | LM-Infinite: ms | times | full: caches MB, resident MB | LM-Infinite: caches "
+      "MB, resident MB "
+      "| times |\n|---|---|---|---|---|---|---|\n",
+      chosen.names[0].c_str());
+  for (std::int64_t length = 1024; length <= 32768; length *= 2) {
+    const decode_cost full = decode_cost_at(chosen.program, model, "full", length, 129, text);
+    const decode_cost ours = decode_cost_at(chosen.program, model, "lm-infinite", length, 129, text);
+    out.print("| %lld | %.2f | %.2f | %.1f | %.1f, %.1f | %.1f, %.1f | %.1f |\n", static_cast<long long>(length),
+              full.seconds_per_token * 1e3, ours.seconds_per_token * 1e3,
+              full.seconds_per_token / ours.seconds_per_token, full.cache_bytes / 1e6, full.peak_memory_bytes / 1e6,
+              ours.cache_bytes / 1e6, ours.peak_memory_bytes / 1e6, full.peak_memory_bytes / ours.peak_memory_bytes);
+    time.x.push_back(static_cast<double>(length));
+    time.x_names.push_back(length_name(length));
+    time.lines[0].values.push_back(full.seconds_per_token * 1e3);
+    time.lines[1].values.push_back(ours.seconds_per_token * 1e3);
+  }
+  draw(time, chosen.output + "/decode.svg");
+}
+
+// ---- 4: a stream that does not end
+
+void stream_experiment(const options& chosen, report& out) {
+  const loaded_model loaded(chosen.model(chosen.names[0]));
+  std::string text;
+  for (const std::string& document : documents_below(chosen.models + "/held_out", document_bytes, 1000))
+    text += document;
+  const stream_result result =
+      read_endless_stream(loaded.model(), {}, byte_tokenizer().encode(text), chosen.tokens, true);
+  out.print(
+      "\n**%s, a stream of %lld tokens**\n\n| tokens | µs a token | nats a byte | caches MB | resident MB |\n"
+      "|---|---|---|---|---|\n",
+      chosen.names[0].c_str(), static_cast<long long>(chosen.tokens));
+  for (const stream_sample& sample : result.samples)
+    out.print("| %lld | %.1f | %.3f | %.2f | %.1f |\n", static_cast<long long>(sample.tokens),
+              sample.seconds_per_token * 1e6, sample.nats_per_token, sample.cache_bytes / 1e6,
+              sample.peak_memory_bytes / 1e6);
+  out.print("\nAttention of every layer at these positions, against the double reference: NMSE at most %.1e.\n",
+            result.largest_error);
+}
+
+options parsed(CLI::App& app, int argc, char** argv) {
+  options chosen;
+  app.add_option("--models", chosen.models, "folder of the models and of held_out/")->required();
+  app.add_option("--sources", chosen.sources, "folder of source texts")->required();
+  app.add_option("--program", chosen.program, "the program llama")->required();
+  app.add_option("--output", chosen.output, "folder for results.md and the charts")->capture_default_str();
+  app.add_option("--names", chosen.names, "models")->capture_default_str();
+  app.add_option("--only", chosen.only, "one of the experiments")
+      ->check(CLI::IsMember({"nll", "passkey", "decode", "stream"}));
+  const CLI::Range at_least_one(std::int64_t{1}, std::int64_t{1} << 40);
+  app.add_option("--documents", chosen.documents, "texts")->check(at_least_one)->capture_default_str();
+  app.add_option("--trials", chosen.trials, "passkeys a point")->check(at_least_one)->capture_default_str();
+  app.add_option("--tokens", chosen.tokens, "of the endless stream")->check(at_least_one)->capture_default_str();
+  app.add_option("--threads", chosen.threads, "workers")->check(CLI::Range(1, 1024))->capture_default_str();
+  app.parse(argc, argv);
+  return chosen;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  CLI::App app("What models do beyond the length that they were trained at");
+  options chosen;
+  try {
+    chosen = parsed(app, argc, argv);
+  } catch (const CLI::ParseError& problem) {
+    return app.exit(problem) == 0 ? 0 : 1;
+  }
+  omp_set_num_threads(chosen.threads);
+  std::filesystem::create_directories(chosen.output);
+  report out(chosen.output + "/results.md");
+  if (chosen.runs("nll")) nll_experiment(chosen, out);
+  if (chosen.runs("passkey")) passkey_experiment(chosen, out);
+  if (chosen.runs("decode")) decode_experiment(chosen, out);
+  if (chosen.runs("stream")) stream_experiment(chosen, out);
+  return 0;
+} catch (const std::exception& problem) {
+  std::fprintf(stderr, "length_generalization: %s\n", problem.what());
+  return 1;
+}
