@@ -59,29 +59,37 @@ weights of(const std::string& file) {
 // [tokens, columns, rows]: less than a block of rows, several blocks and a part, and enough for threads.
 const std::vector<std::vector<std::int64_t>> sizes = {{1, 1, 1}, {1, 5, 3}, {3, 17, 64}, {2, 33, 131}, {70, 160, 150}};
 
+void expect_product(const std::vector<std::int64_t>& size, element type, std::size_t gap) {
+  const matrix x = random_matrix(size[0], size[1], 1), w = random_matrix(size[2], size[1], 2);
+  const std::vector<float> bias = random_numbers(size[2], 3);
+  const std::string file = file_of(w, bias, type, gap);
+  const weights source = of(file);
+  matrix plain, biased;
+  llama::linear(source, "a", size[2], size[1], false).apply(x, plain);
+  llama::linear(source, "a", size[2], size[1], true).apply(x, biased);
+
+  const Eigen::MatrixXd wide = x.cast<double>() * rounded(w, type).cast<double>().transpose();
+  ASSERT_EQ(plain.rows(), size[0]);
+  ASSERT_EQ(plain.cols(), size[2]);
+  const double bound = 1e-6 * static_cast<double>(size[1]);
+  for (Eigen::Index row = 0; row < plain.rows(); ++row)
+    for (Eigen::Index column = 0; column < plain.cols(); ++column) {
+      ASSERT_NEAR(plain(row, column), wide(row, column), bound);
+      const double with_bias = wide(row, column) + rounded(bias[static_cast<std::size_t>(column)], type);
+      ASSERT_NEAR(biased(row, column), with_bias, bound);
+    }
+}
+
 TEST(Linear, IsTheProductInDouble) {
   for (const auto& size : sizes)
     for (const element type : types)
-      for (std::size_t gap = 0; gap < 4; ++gap) {
-        const matrix x = random_matrix(size[0], size[1], 1), w = random_matrix(size[2], size[1], 2);
-        const std::vector<float> bias = random_numbers(size[2], 3);
-        const std::string file = file_of(w, bias, type, gap);
-        const weights source = of(file);
-        matrix plain, biased;
-        llama::linear(source, "a", size[2], size[1], false).apply(x, plain);
-        llama::linear(source, "a", size[2], size[1], true).apply(x, biased);
+      for (std::size_t gap = 0; gap < 4; ++gap) expect_product(size, type, gap);
+}
 
-        const Eigen::MatrixXd wide = x.cast<double>() * rounded(w, type).cast<double>().transpose();
-        ASSERT_EQ(plain.rows(), size[0]);
-        ASSERT_EQ(plain.cols(), size[2]);
-        const double bound = 1e-6 * static_cast<double>(size[1]);
-        for (Eigen::Index row = 0; row < plain.rows(); ++row)
-          for (Eigen::Index column = 0; column < plain.cols(); ++column) {
-            ASSERT_NEAR(plain(row, column), wide(row, column), bound);
-            const double with_bias = wide(row, column) + rounded(bias[static_cast<std::size_t>(column)], type);
-            ASSERT_NEAR(biased(row, column), with_bias, bound);
-          }
-      }
+// Too large to be converted when they are loaded.
+TEST(Linear, LargeMatricesToo) {
+  for (const element type : types)
+    for (const std::size_t gap : {std::size_t{0}, std::size_t{1}}) expect_product({2, 1030, 2100}, type, gap);
 }
 
 TEST(Linear, RowsAreThoseOfTheFile) {
