@@ -88,8 +88,7 @@ TEST(Linear, IsTheProductInDouble) {
 
 // Too large to be converted when they are loaded.
 TEST(Linear, LargeMatricesToo) {
-  for (const element type : types)
-    for (const std::size_t gap : {std::size_t{0}, std::size_t{1}}) expect_product({2, 1030, 2100}, type, gap);
+  for (const element type : {element::f16, element::bf16}) expect_product({2, 1030, 2100}, type, 0);
 }
 
 TEST(Linear, RowsAreThoseOfTheFile) {
