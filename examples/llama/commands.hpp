@@ -63,7 +63,7 @@ void generate(stream& text, const std::vector<token>& prompt, std::int64_t count
 template <class Row>
 float surprise(const Row& logits, token came) {
   const float largest = logits.maxCoeff();
-  return largest + std::log((logits.array() - largest).exp().sum()) - logits[came];
+  return std::log((logits.array() - largest).exp().sum()) - (logits[came] - largest);
 }
 
 /// The surprise of each token but the first, given those before it.

@@ -256,7 +256,7 @@ void stream_experiment(const options& chosen, report& out) {
     out.print("| %lld | %.1f | %.3f | %.2f | %.1f |\n", static_cast<long long>(sample.tokens),
               sample.seconds_per_token * 1e6, sample.nats_per_token, sample.cache_bytes / 1e6,
               sample.peak_memory_bytes / 1e6);
-  out.print("\nAttention of every layer at these positions, against the double reference: NMSE at most %.1e.\n",
+  out.print("\nAttention of every layer at these positions, against the reference: NMSE at most %.1e.\n",
             result.largest_error);
 }
 

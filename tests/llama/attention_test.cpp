@@ -69,14 +69,18 @@ TEST(LayerAttention, IsTheFormulaOfItsPolicy) {
           attend(*layer, s, first, std::min(tokens, first + chunk));
         const auto wanted =
             std::visit([&](const auto& p) { return expected(s, expected_shape(attention), p); }, position);
-        const double bound = kv == storage::f32 ? 1e-11 : kv == storage::f16 ? 2e-7 : kv == storage::bf16 ? 1e-5 : 1.6e-4;
+        const double bound = kv == storage::f32    ? 1e-11
+                             : kv == storage::f16  ? 2e-7
+                             : kv == storage::bf16 ? 1e-5
+                                                   : 1.6e-4;
         EXPECT_LE(nmse(s.out.elements, wanted), bound) << name << " " << rows;
       }
 }
 
 TEST(LayerAttention, HasTheScaleOfItsModel) {
   sequence<> s(tokens, heads, kv_heads, dim, dim);
-  const auto layer = make_attention(settings_of(policy::window), tokens, la::alibi(heads), {heads, kv_heads, dim, 0.5}, 0, 4);
+  const auto layer =
+      make_attention(settings_of(policy::window), tokens, la::alibi(heads), {heads, kv_heads, dim, 0.5}, 0, 4);
   attend(*layer, s, 0, tokens);
   la::attention_options options;
   options.scale = 0.5;
@@ -89,7 +93,8 @@ double score(const float* q, const float* k, la::index_t distance) {
   for (int p = 0; p < dim / 2; ++p) {
     const double angle = static_cast<double>(distance) * std::pow(10000.0, -2.0 * p / dim);
     const double a = q[p], b = q[p + dim / 2];
-    sum += (a * std::cos(angle) - b * std::sin(angle)) * k[p] + (a * std::sin(angle) + b * std::cos(angle)) * k[p + dim / 2];
+    sum += (a * std::cos(angle) - b * std::sin(angle)) * k[p] +
+           (a * std::sin(angle) + b * std::cos(angle)) * k[p + dim / 2];
   }
   return sum / std::sqrt(static_cast<double>(dim));
 }

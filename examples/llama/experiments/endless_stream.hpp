@@ -19,7 +19,7 @@
 namespace llama::experiments {
 
 /// The attention of a layer, and beside it the sinks and the newest keys and values, from which the newest query is worked out
-/// anew by the double reference whenever `check` is called before.
+/// anew by the reference whenever `check` is called before.
 ///
 ///     all keys        s s . . . . . . . w w w w q      the sinks at the limit, the window at its true distances
 ///     these           s s w w w w q                     the same distances: reference::attend() over these alone
@@ -61,32 +61,28 @@ class checked_attention final : public layer_attention {
 
   void compare(const la::tensor_view<const float>& q, const la::tensor_view<float>& out) {
     const auto tokens = static_cast<la::index_t>(keys_.size());
-    std::vector<double> queries(keys_.size() * static_cast<std::size_t>(q.heads * q.dim)), expected(queries.size());
-    const auto view = [&](std::vector<double>& numbers, la::index_t heads) {
-      return la::token_major(numbers.data(), tokens, heads, q.dim);
-    };
-    for (la::index_t head = 0; head < q.heads; ++head)
-      std::copy_n(q.row(q.tokens - 1, head), q.dim, view(queries, q.heads).row(tokens - 1, head));
-    std::vector<double> k = flat(keys_), v = flat(values_);
+    const std::vector<float> k = flat(keys_), v = flat(values_);
     la::attention_options options;
     options.scale = heads_.scale;
-    std::visit(
-        [&](const auto& position) {
-          la::reference::attend(view(queries, q.heads), view(k, heads_.kv_heads), view(v, heads_.kv_heads), shape_,
-                                position, view(expected, q.heads), options);
-        },
-        *position_);
-    for (la::index_t head = 0; head < q.heads; ++head)
-      for (la::index_t i = 0; i < q.dim; ++i) {
-        const double right = view(expected, q.heads).row(tokens - 1, head)[i];
-        const double got = static_cast<double>(out.row(out.tokens - 1, head)[i]);
-        error_ += (got - right) * (got - right);
-        size_ += right * right;
+    std::vector<long double> row(static_cast<std::size_t>(q.dim));
+    for (la::index_t head = 0; head < q.heads; ++head) {
+      const auto attend = [&](const auto& position) {
+        la::reference::attend_row(q.row(q.tokens - 1, head), tokens - 1, head, q.heads,
+                                  la::token_major(k.data(), tokens, heads_.kv_heads, q.dim),
+                                  la::token_major(v.data(), tokens, heads_.kv_heads, q.dim), shape_, position, options,
+                                  row.data());
+      };
+      std::visit(attend, *position_);
+      for (std::size_t i = 0; i < row.size(); ++i) {
+        const long double got = out.row(out.tokens - 1, head)[i];
+        error_ += static_cast<double>((got - row[i]) * (got - row[i]));
+        size_ += static_cast<double>(row[i] * row[i]);
       }
+    }
   }
 
-  static std::vector<double> flat(const rows& kept) {
-    std::vector<double> numbers;
+  static std::vector<float> flat(const rows& kept) {
+    std::vector<float> numbers;
     for (const auto& row : kept) numbers.insert(numbers.end(), row.begin(), row.end());
     return numbers;
   }
