@@ -46,33 +46,34 @@ void run_generate(const options& chosen) {
   const std::vector<token> prompt = of_ids ? parsed_ids(chosen.ids) : with_bos(model, words->encode(written));
   stream text(model, chosen.attention, static_cast<std::int64_t>(prompt.size()) + chosen.tokens);
 
-  std::vector<token> generated;
+  std::vector<token> kept;  // for --json alone, so that memory stays what it is however many come
   std::string said;
+  std::int64_t count = 0;
   const stopwatch watch;
   double prompt_seconds = 0;
   generate(text, prompt, chosen.tokens, chosen.temperature, chosen.seed, [&](token next) {
-    if (generated.empty()) prompt_seconds = watch.seconds();
-    generated.push_back(next);
+    if (count++ == 0) prompt_seconds = watch.seconds();
     const std::string piece = of_ids ? std::to_string(next) + " " : words->decode(next);
     if (chosen.as_json) {
+      kept.push_back(next);
       said += piece;
     } else {
       std::fwrite(piece.data(), 1, piece.size(), stdout);
       std::fflush(stdout);
     }
   });
-  const double seconds = watch.seconds() - prompt_seconds;
-  const json result = {
-      {"prompt_tokens", prompt.size()},
-      {"tokens", generated},
-      {"text", said},
-      {"prompt_seconds", prompt_seconds},
-      {"seconds_per_token", seconds / static_cast<double>(std::max<std::size_t>(generated.size(), 2) - 1)},
-      {"cache_bytes", text.bytes()},
-      {"peak_memory_bytes", peak_memory_bytes()}};
-  if (chosen.as_json) return print_json(result);
-  std::fprintf(stderr, "\n[%zu tokens, %.2f ms a token; caches %.1f MB, at most %.0f MB resident]\n", generated.size(),
-               result["seconds_per_token"].get<double>() * 1e3, static_cast<double>(text.bytes()) / 1e6,
+  const double per_token =
+      (watch.seconds() - prompt_seconds) / static_cast<double>(std::max<std::int64_t>(count - 1, 1));
+  if (chosen.as_json)
+    return print_json({{"prompt_tokens", prompt.size()},
+                       {"tokens", kept},
+                       {"text", said},
+                       {"prompt_seconds", prompt_seconds},
+                       {"seconds_per_token", per_token},
+                       {"cache_bytes", text.bytes()},
+                       {"peak_memory_bytes", peak_memory_bytes()}});
+  std::fprintf(stderr, "\n[%lld tokens, %.2f ms a token; caches %.1f MB, at most %.1f MB resident]\n",
+               static_cast<long long>(count), per_token * 1e3, static_cast<double>(text.bytes()) / 1e6,
                static_cast<double>(peak_memory_bytes()) / 1e6);
 }
 
