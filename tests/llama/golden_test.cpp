@@ -93,10 +93,11 @@ TEST_P(Golden, TwoHundredTokensAreThoseOfTransformers) {
   EXPECT_EQ(computed, greedy);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Golden, testing::Values("llama-random", "mpt-random"), [](const auto& test) {
-  std::string name = test.param;
-  for (char& c : name) c = c == '-' ? '_' : c;
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Models, Golden, testing::Values("llama", "llama-sink", "mpt", "llama-random", "mpt-random"),
+                         [](const auto& test) {
+                           std::string name = test.param;
+                           for (char& c : name) c = c == '-' ? '_' : c;
+                           return name;
+                         });
 
 }  // namespace

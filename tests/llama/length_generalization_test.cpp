@@ -64,7 +64,7 @@ TEST_P(LengthGeneralization, WithinTheTrainingLengthAllAreFullAttention) {
 
 TEST_P(LengthGeneralization, AStreamIsConstantAndRight) {
   const std::string text = documents_below(models + "/held_out", 4096, 1)[0];
-  const stream_result result = read_endless_stream(model, {}, byte_tokenizer().encode(text), 10240, false);
+  const stream_result result = read_endless_stream(model, {}, byte_tokenizer().encode(text), 5120, false);
   ASSERT_EQ(result.samples.size(), 10u);
   for (const stream_sample& sample : result.samples) EXPECT_EQ(sample.cache_bytes, result.samples[0].cache_bytes);
   EXPECT_LE(result.largest_error, 1e-11);
@@ -90,7 +90,7 @@ TEST_P(RopeModel, ExplodesWithoutTheMaskAndWithoutTheLimit) {
 TEST_P(RopeModel, FindsPasskeysInTheMiddleWithTopKAlone) {
   progress silent(1, false);
   const auto found_outside = [&](const passkey_reader& how) {
-    return passkey_at(model, how, 1024, 12, 1, silent).found_outside_window.share();
+    return passkey_at(model, how, 768, 10, 1, silent).found_outside_window.share();
   };
   EXPECT_GE(found_outside({"top-5", policy::lm_infinite, 5}), 0.8);
   EXPECT_EQ(found_outside({"LM-Infinite", policy::lm_infinite}), 0);
