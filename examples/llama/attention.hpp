@@ -45,10 +45,10 @@ struct attention_settings {
 /// Settings with their zeros filled in.
 /// Errors: counts that a cache cannot have, and --top-k where nothing is in the middle.
 inline attention_settings completed(attention_settings settings, la::index_t training_length) {
-  constexpr la::index_t most = la::index_t{1} << 30;
   if (settings.window == 0) settings.window = training_length;
   if (settings.distance_limit == 0) settings.distance_limit = settings.window;
-  const auto check = [](const char* name, la::index_t number, la::index_t least) {
+  const auto check = [](const char* name, la::index_t number, la::index_t least,
+                        la::index_t most = la::index_t{1} << 30) {
     if (number < least || number > most)
       fail("%s: expected %lld to %lld, got %lld", name, static_cast<long long>(least), static_cast<long long>(most),
            static_cast<long long>(number));
@@ -57,7 +57,7 @@ inline attention_settings completed(attention_settings settings, la::index_t tra
   check("--window", settings.window, 1);
   check("--distance-limit", settings.distance_limit, 1);
   check("--top-k", settings.top_k, 0);
-  check("--threads", settings.threads, 1);
+  check("--threads", settings.threads, 1, 1024);
   if (settings.attention == policy::streaming_llm && settings.sinks >= settings.window)
     fail("--sinks: expected fewer than --window, which counts the sinks of streaming-llm as well");
   if (settings.top_k > 0 && settings.attention != policy::lm_infinite)

@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <set>
 #include <string>
 #include <string_view>
 
@@ -16,12 +17,15 @@ using json = nlohmann::json;
 
 /// An object. Errors: anything else; nesting deeper than any file of a model has. `name` says in errors what `text` is.
 inline json parse_object(std::string_view text, const std::string& name) {
-  const auto depth_limit = [&name](int depth, json::parse_event_t, json&) {
+  std::set<std::string> members;
+  const auto check = [&](int depth, json::parse_event_t event, json& value) {
     if (depth > 16) fail("%s: JSON nested deeper than 16 levels", name.c_str());
+    if (depth == 1 && event == json::parse_event_t::key && !members.insert(value.get<std::string>()).second)
+      fail("%s: \"%s\" is there twice", name.c_str(), value.get<std::string>().c_str());
     return true;
   };
   try {
-    json parsed = json::parse(text.begin(), text.end(), depth_limit);
+    json parsed = json::parse(text.begin(), text.end(), check);
     if (parsed.is_object()) return parsed;
   } catch (const json::exception& problem) {
     fail("%s: not JSON: %s", name.c_str(), problem.what());

@@ -180,7 +180,7 @@ TEST(AttentionSettings, AreRefused) {
   EXPECT_EQ(refusal_of(settings), "--top-k: expected 0 to 1073741824, got -1");
   settings = {};
   settings.threads = 0;
-  EXPECT_EQ(refusal_of(settings), "--threads: expected 1 to 1073741824, got 0");
+  EXPECT_EQ(refusal_of(settings), "--threads: expected 1 to 1024, got 0");
   settings = {};
   settings.attention = policy::streaming_llm;
   settings.sinks = 256;

@@ -30,6 +30,11 @@ TEST(Json, ObjectsAreParsed) {
   EXPECT_EQ(parse_object(" {} ", "c"), json::object());
 }
 
+TEST(Json, AMemberThatIsThereTwiceIsRefused) {
+  EXPECT_EQ(said_of("{\"a\": 1, \"b\": {\"a\": 2}, \"a\": 1}"), "c: \"a\" is there twice");
+  EXPECT_EQ(said_of("{\"a\": {\"b\": 1}, \"b\": {\"b\": 1}}"), "accepted");
+}
+
 TEST(Json, AnythingElseIsRefused) {
   for (const char* text : {"[]", "1", "null", "\"a\"", "true"}) EXPECT_EQ(said_of(text), "c: expected a JSON object");
   for (const char* text : {"", " ", "{", "{]", "{\"a\":01}", "{'a':1}", "{\"a\":1,}", "{\"a\":1} {}", "{\"a\":NaN}",

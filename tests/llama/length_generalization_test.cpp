@@ -23,14 +23,12 @@ constexpr std::size_t first_beyond =
     3;  // the range of positions from the training length to twice that, of position_bins
 
 std::vector<nll_table> read_held_out(const language_model& model, const std::vector<reader>& readers) {
-  return nll_by_position(model, readers, documents_below(models + "/held_out", 1536, 3), false);
+  return nll_by_position(model, readers, documents_below(models + "/held_out", 2048, 3), false);
 }
 
 /// Mean difference beyond the training length, in nats.
 double beyond(const nll_table& table, const nll_table& other) {
-  double sum = 0;
-  for (std::size_t range = first_beyond; range < table.ranges(); ++range) sum += table.difference(other, range).mean;
-  return sum / static_cast<double>(table.ranges() - first_beyond);
+  return statistics_of(table.differences_from(other, first_beyond)).mean;
 }
 
 double level_beyond(const nll_table& table) {

@@ -50,12 +50,18 @@ struct nll_table {
     for (const auto& document : documents) column.push_back(document[range]);
     return statistics_of(column);
   }
-  /// Of this less `other`, document by document.
-  mean_and_error difference(const nll_table& other, std::size_t range) const {
-    std::vector<double> column;
-    for (std::size_t i = 0; i < documents.size(); ++i)
-      column.push_back(documents[i][range] - other.documents[i][range]);
-    return statistics_of(column);
+  /// Of each document, this less `other`: the mean over all bytes from a range on, ranges being twice as long as the one before.
+  std::vector<double> differences_from(const nll_table& other, std::size_t first_range) const {
+    std::vector<double> list;
+    for (std::size_t i = 0; i < documents.size(); ++i) {
+      double sum = 0, length = 0;
+      for (std::size_t range = first_range; range < ranges(); ++range) {
+        sum += std::exp2(range) * (documents[i][range] - other.documents[i][range]);
+        length += std::exp2(range);
+      }
+      list.push_back(sum / length);
+    }
+    return list;
   }
 };
 
