@@ -22,8 +22,8 @@ TOKENS, EVERY, PROMPT, GENERATED = 256, 8, 40, 200
 def write_random_models():
     torch.manual_seed(7)
     config = transformers.LlamaConfig(
-        vocab_size=300, hidden_size=96, intermediate_size=176, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=3, head_dim=32, max_position_embeddings=512, rms_norm_eps=1e-6, tie_word_embeddings=True,
+        vocab_size=300, hidden_size=72, intermediate_size=96, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=3, head_dim=16, max_position_embeddings=512, rms_norm_eps=1e-6, tie_word_embeddings=True,
         attention_bias=True, mlp_bias=True, bos_token_id=299, eos_token_id=None, initializer_range=0.2,
         rope_parameters={"rope_type": "llama3", "rope_theta": 50000.0, "factor": 8.0, "low_freq_factor": 1.0,
                          "high_freq_factor": 4.0, "original_max_position_embeddings": 64})
@@ -31,10 +31,10 @@ def write_random_models():
     for name, weight in model.named_parameters():
         if name.endswith("bias") or "norm" in name:
             torch.nn.init.normal_(weight, mean=1.0 if "norm" in name else 0.0, std=0.2)
-    model.to(torch.float16).save_pretrained(HERE / "models" / "llama-random", max_shard_size="200KB")
+    model.to(torch.float16).save_pretrained(HERE / "models" / "llama-random", max_shard_size="80KB")
 
     config = transformers.MptConfig(
-        vocab_size=100, d_model=80, n_heads=5, n_layers=2, max_seq_len=256, initializer_range=0.2,
+        vocab_size=100, d_model=40, n_heads=5, n_layers=2, max_seq_len=256, initializer_range=0.2,
         bos_token_id=None, eos_token_id=None)
     transformers.MptForCausalLM(config).save_pretrained(HERE / "models" / "mpt-random")
 
