@@ -106,15 +106,13 @@ void print_nll_table(report& out, const std::vector<nll_table>& tables, const st
 
 void draw_nll_chart(const std::vector<nll_table>& tables, const std::vector<double>& ends, const std::string& subtitle,
                     const std::string& picture) {
-  chart drawn{"Text beyond the training length",
-              subtitle,
-              "position in the text, in bytes",
-              "nats a byte",
-              {},
-              {},
-              {},
-              false,
-              "[0.8:*]"};
+  chart drawn;
+  drawn.title = "Text beyond the training length";
+  drawn.subtitle = subtitle;
+  drawn.x_label = "position in the text, in bytes";
+  drawn.y_label = "nats a byte";
+  drawn.y_range = "[0.8:*]";
+  drawn.training_length = ends[2];
   for (const double end : ends) {
     drawn.x.push_back(end);
     drawn.x_names.push_back(length_name(static_cast<std::int64_t>(end)));
@@ -172,15 +170,13 @@ void passkey_experiment(const options& chosen, report& out) {
       tokens += length * chosen.trials * static_cast<std::int64_t>(readers.size());
     progress shown(tokens, true);
     const stopwatch watch;
-    chart drawn{"A passkey of five digits, found",
-                name + ", " + std::to_string(chosen.trials) + " prompts a point",
-                "length of the prompt, in bytes",
-                "per cent",
-                {},
-                {},
-                {},
-                false,
-                "[-3:103]"};
+    chart drawn;
+    drawn.title = "A passkey of five digits, found";
+    drawn.subtitle = name + ", " + std::to_string(chosen.trials) + " prompts a point";
+    drawn.x_label = "length of the prompt, in bytes";
+    drawn.y_label = "per cent";
+    drawn.y_range = "[-3:103]";
+    drawn.training_length = static_cast<double>(loaded.model().shape().training_length);
     for (const std::int64_t length : lengths) {
       drawn.x.push_back(static_cast<double>(length));
       drawn.x_names.push_back(length_name(length));
@@ -212,14 +208,13 @@ void passkey_experiment(const options& chosen, report& out) {
 void decode_experiment(const options& chosen, report& out) {
   const std::string text = documents_below(chosen.models + "/held_out", document_bytes, 1)[0];
   const std::string model = chosen.model(chosen.names[0]);
-  chart time{"Time of one more token",
-             chosen.names[0] + ", one thread, float",
-             "tokens before it",
-             "milliseconds",
-             {},
-             {},
-             {{"full attention", {}, {}}, {"LM-Infinite", {}, {}}},
-             true};
+  chart time;
+  time.title = "Time of one more token";
+  time.subtitle = chosen.names[0] + ", one thread, float";
+  time.x_label = "tokens before it";
+  time.y_label = "milliseconds";
+  time.y_logarithmic = true;
+  time.lines = {{"full attention", {}, {}}, {"LM-Infinite", {}, {}}};
   out.print(
       "\n**%s, one more token**, one thread, keys and values in float\n\n"
       "| tokens before it | full: ms | LM-Infinite: ms | times | full: caches MB, resident MB | LM-Infinite: caches "
@@ -257,7 +252,7 @@ void stream_experiment(const options& chosen, report& out) {
   for (const stream_sample& sample : result.samples)
     out.print("| %lld | %.1f | %.3f | %.2f | %.1f |\n", static_cast<long long>(sample.tokens),
               sample.seconds_per_token * 1e6, sample.nats_per_token, sample.cache_bytes / 1e6,
-              sample.peak_memory_bytes / 1e6);
+              sample.resident_bytes / 1e6);
   out.print("\nAttention of every layer at these positions, against the reference: NMSE at most %.1e.\n",
             result.largest_error);
 }

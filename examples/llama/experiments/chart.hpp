@@ -25,6 +25,7 @@ struct chart {
   std::vector<double> x;
   std::vector<std::string> x_names;
   std::vector<line> lines;
+  double training_length = 0;  ///< marked on the x-axis, unless 0
   bool y_logarithmic = false;
   std::string y_range = "[*:*]";
 };
@@ -38,7 +39,7 @@ set tics nomirror textcolor '#333333'
 set grid xtics ytics linecolor '#dddddd' linewidth 1 dashtype 1
 set logscale x 2
 set mxtics 1
-set key outside right top Left reverse samplen 2 spacing 1.3
+set key bmargin center horizontal Left reverse samplen 2 spacing 1.3 maxcols 4
 set style line 1 linecolor '#c1442e' linewidth 2.5 pointtype 5 pointsize 0.8
 set style line 2 linecolor '#3f6fb0' linewidth 2.5 pointtype 9 pointsize 0.9
 set style line 3 linecolor '#b07d2b' linewidth 2.5 pointtype 13 pointsize 0.9
@@ -65,6 +66,13 @@ inline std::string data_of(const line& drawn, const std::vector<double>& x, std:
   }
   return data + "end_of_data\n";
 }
+inline std::string mark_of(const chart& drawn) {
+  if (drawn.training_length == 0) return "";
+  const std::string x = std::to_string(drawn.training_length);
+  return "set arrow from " + x + ", graph 0 to " + x +
+         ", graph 1 nohead linecolor '#777777' dashtype '.'\nset label 'training length' at " + x +
+         ", graph 0.96 offset 0.6,0 textcolor '#555555'\n";
+}
 }  // namespace detail
 
 inline std::string script_of(const chart& drawn, const std::string& picture) {
@@ -72,18 +80,19 @@ inline std::string script_of(const chart& drawn, const std::string& picture) {
   for (std::size_t i = 0; i < drawn.lines.size(); ++i) {
     script += detail::data_of(drawn.lines[i], drawn.x, i);
     const std::string style = " linestyle " + std::to_string(i + 1), source = "$line" + std::to_string(i);
-    plots += (i > 0 ? ", \\\n     " : "") + source + " using 1:2 with linespoints" + style + " title " +
+    const bool with_errors = !drawn.lines[i].errors.empty();
+    plots += (i > 0 ? ", \\\n     " : "") + source +
+             (with_errors ? " using 1:2:3 with yerrorlines" : " using 1:2 with linespoints") + style + " title " +
              detail::in_quotes(drawn.lines[i].title);
-    if (!drawn.lines[i].errors.empty())
-      plots += ", \\\n     " + source + " using 1:2:3 with yerrorbars" + style + " pointsize 0 notitle";
   }
   script += "set output '" + picture + "'\nset title " +
             detail::in_quotes("{/:Bold=18 " + drawn.title + "}\\n{/=13 " + drawn.subtitle + "}") + "\nset xlabel " +
             detail::in_quotes(drawn.x_label) + "\nset ylabel " + detail::in_quotes(drawn.y_label) + "\nset xtics (";
   for (std::size_t i = 0; i < drawn.x.size(); ++i)
     script += (i > 0 ? ", " : "") + detail::in_quotes(drawn.x_names[i]) + " " + std::to_string(drawn.x[i]);
-  script += ")\n" + std::string(drawn.y_logarithmic ? "set logscale y\n" : "") + "set yrange " + drawn.y_range +
-            "\nplot " + plots + "\n";
+  script += ")\nset xrange [" + std::to_string(0.9 * drawn.x.front()) + ":" + std::to_string(1.15 * drawn.x.back()) +
+            "]\n" + detail::mark_of(drawn) + std::string(drawn.y_logarithmic ? "set logscale y\n" : "") +
+            "set yrange " + drawn.y_range + "\nplot " + plots + "\n";
   return script;
 }
 

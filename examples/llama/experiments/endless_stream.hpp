@@ -100,7 +100,7 @@ class checked_attention final : public layer_attention {
 struct stream_sample {
   std::int64_t tokens;  ///< that came until then
   double seconds_per_token, nats_per_token;
-  double cache_bytes, peak_memory_bytes;
+  double cache_bytes, resident_bytes;
 };
 
 struct stream_result {
@@ -147,7 +147,7 @@ inline stream_result read_endless_stream(const language_model& model, const atte
     if (!sampled) continue;
     const auto since = static_cast<double>(every);
     result.samples.push_back({first + chunk, watch.seconds() / since, nats / since,
-                              static_cast<double>(reading.bytes()), static_cast<double>(peak_memory_bytes())});
+                              static_cast<double>(reading.bytes()), static_cast<double>(resident_memory_bytes())});
     watch = {};
     nats = 0;
   }
