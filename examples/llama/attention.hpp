@@ -65,8 +65,8 @@ inline attention_settings completed(attention_settings settings, la::index_t tra
   return settings;
 }
 
-/// Which keys are seen, and at which distances, in a stream of no more than `longest` tokens. What sees all keys is a window
-/// of that many, kept in a cache as well; and no cache is larger than that.
+/// Which keys are seen, and at which distances, in a stream of no more than `longest` tokens. What sees all keys is a
+/// window of that many, kept in a cache as well; and no cache is larger than that.
 inline la::lambda_shape shape_of(const attention_settings& settings, la::index_t longest) {
   const la::index_t window = std::min(settings.window, longest), sinks = std::min(settings.sinks, longest);
   switch (settings.attention) {
@@ -97,7 +97,8 @@ struct heads_of_layer {
 class layer_attention {
  public:
   virtual ~layer_attention() = default;
-  /// Takes in k and v, and writes the attention of q over all that came. With `retrieve` the best keys of the middle too.
+  /// Takes in k and v, and writes the attention of q over all that came. With `retrieve` the best keys of the middle
+  /// too.
   virtual void attend(const la::tensor_view<const float>& q, const la::tensor_view<const float>& k,
                       const la::tensor_view<const float>& v, const la::tensor_view<float>& out, bool retrieve) = 0;
   virtual la::index_t bytes() const = 0;

@@ -1,4 +1,5 @@
-// What the programs of this folder say when a file or an argument is not what it has to be: one line, and exit status 1.
+// What the programs of this folder say when a file or an argument is not what it has to be: one line, and exit status
+// 1.
 #pragma once
 
 #include <cstdarg>
@@ -12,7 +13,8 @@ struct error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// Throws an error with a text as of printf. What a file says of itself is cut short, and shown without control characters.
+/// Throws an error with a text as of printf. What a file says of itself is cut short, and shown without control
+/// characters.
 [[noreturn, gnu::format(printf, 1, 2)]] inline void fail(const char* format, ...) {
   char text[512];
   std::va_list arguments;

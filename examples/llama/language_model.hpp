@@ -74,7 +74,8 @@ class stream {
   stream(const language_model& model, std::vector<std::unique_ptr<layer_attention>> layers)
       : model_(&model), layers_(std::move(layers)) {}
 
-  /// Reads tokens, a chunk at a time, and calls each(first, x) with what the last layer left of tokens first, first + 1, ...
+  /// Reads tokens, a chunk at a time, and calls each(first, x) with what the last layer left of tokens first, first +
+  /// 1, ...
   template <class Function>
   void read(const std::vector<token>& tokens, bool retrieve, Function&& each) {
     constexpr std::int64_t chunk = 512;

@@ -1,5 +1,5 @@
-// length_generalization: what happens to models beyond the length that they were trained at, with each kind of attention.
-// Prints tables in Markdown, and draws charts.
+// length_generalization: what happens to models beyond the length that they were trained at, with each kind of
+// attention. Prints tables in Markdown, and draws charts.
 #include "experiments/chart.hpp"
 #include "experiments/decode_cost.hpp"
 #include "experiments/endless_stream.hpp"

@@ -19,8 +19,8 @@ namespace llama {
 
 using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-/// A weight matrix [rows, columns]. Whatever its element, it is multiplied in float: a small one is converted when it is loaded,
-/// a large one stays in its file, and is converted a block of rows at a time.
+/// A weight matrix [rows, columns]. Whatever its element, it is multiplied in float: a small one is converted when it
+/// is loaded, a large one stays in its file, and is converted a block of rows at a time.
 class weight_matrix {
  public:
   weight_matrix(const weights& source, const std::string& name, std::int64_t rows, std::int64_t columns)
@@ -86,8 +86,8 @@ class weight_matrix {
     return rows_of<Element>(reinterpret_cast<const Element*>(bytes_.data()), rows_, columns_);
   }
 
-  // Blocks of rows are shared out to threads where there is enough to do; those that are converted stay in the caches for all
-  // tokens.
+  // Blocks of rows are shared out to threads where there is enough to do; those that are converted stay in the caches
+  // for all tokens.
   template <class Element>
   void multiply_as(const matrix& x, matrix& y) const {
     constexpr bool converts = !std::is_same_v<Element, float>;

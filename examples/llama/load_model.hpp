@@ -25,7 +25,8 @@ inline std::unique_ptr<language_model> make_model(const json_reader& config, con
 /// A folder's model and the files that it reads while it computes.
 class loaded_model {
  public:
-  /// Errors: files that are missing, damaged, or do not fit one another. What is allocated is of the order of the files.
+  /// Errors: files that are missing, damaged, or do not fit one another. What is allocated is of the order of the
+  /// files.
   explicit loaded_model(const std::string& folder)
       : config_(parse_object(mapped_file(folder + "/config.json").bytes(), folder + "/config.json")),
         weights_(folder),

@@ -1,4 +1,5 @@
-// llama: goes on with a text, scores texts and looks for passkeys with a Llama-like or MPT model, and with the attention asked for.
+// llama: goes on with a text, scores texts and looks for passkeys with a Llama-like or MPT model, and with the
+// attention asked for.
 #include "commands.hpp"
 #include "load_model.hpp"
 #include "report.hpp"

@@ -97,8 +97,8 @@ class mpt_model final : public language_model {
     return shape;
   }
 
-  // 2^(-m (h + 1) / p), p the power of two that is no less than the number of heads: heads 1, 3, 5, ... of p first, then 0, 2, 4,
-  // ..., as many as there are.
+  // 2^(-m (h + 1) / p), p the power of two that is no less than the number of heads: heads 1, 3, 5, ... of p first,
+  // then 0, 2, 4, ..., as many as there are.
   static la::alibi alibi_of(const json_reader& config, std::int64_t heads) {
     const double largest = config.object("attn_config").non_negative("alibi_bias_max", 8);
     std::int64_t power = 1;

@@ -1,4 +1,5 @@
-// A line on the terminal that tells how far long work has come: share, rate and time left. Silent where stderr is no terminal.
+// A line on the terminal that tells how far long work has come: share, rate and time left. Silent where stderr is no
+// terminal.
 #pragma once
 
 #include <unistd.h>

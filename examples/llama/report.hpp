@@ -45,8 +45,8 @@ class stopwatch {
   std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
 
-/// Means of a number that every token has, by position: up to a quarter of the training length L, from there to L / 2, to L,
-/// to 2 L, to 4 L and so on.
+/// Means of a number that every token has, by position: up to a quarter of the training length L, from there to L / 2,
+/// to L, to 2 L, to 4 L and so on.
 class position_bins {
  public:
   explicit position_bins(std::int64_t training_length) : first_end_(std::max<std::int64_t>(1, training_length / 4)) {}

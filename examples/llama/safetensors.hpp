@@ -68,7 +68,8 @@ inline stored_tensor read_tensor(const json& entry, std::string_view data, const
 }  // namespace detail
 
 /// Views into `file`, by name. `name` stands for the file in errors.
-/// Errors: a header that is longer than the file, or no such JSON; a tensor outside the data, or one that overlaps another.
+/// Errors: a header that is longer than the file, or no such JSON; a tensor outside the data, or one that overlaps
+/// another.
 inline std::map<std::string, stored_tensor> parse_safetensors(std::string_view file, const std::string& name) {
   constexpr std::uint64_t longest_header = 100'000'000;  // of the format
   std::uint64_t length = 0;

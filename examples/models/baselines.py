@@ -33,7 +33,7 @@ def counts_of(keys, queries):
 
 
 def five_gram_bits(train, documents):
-    """Interpolated as Witten and Bell do: P(c | h) = (n(hc) + t(h) P(c | h')) / (n(h) + t(h)), t the kinds of followers."""
+    """Of Witten and Bell: P(c | h) = (n(hc) + t(h) P(c | h')) / (n(h) + t(h)), t(h) the kinds of followers of h."""
     tested = [np.frombuffer(text, np.uint8) for text in documents]
     probability = [np.full(len(text), 1 / 256) for text in tested]
     for order in range(1, ORDER + 1):

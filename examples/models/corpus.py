@@ -68,7 +68,7 @@ def runs(text):
 
 
 def split(found):
-    """Held-out documents are long ones whose name hashes to one of six, and that share next to nothing with the rest."""
+    """Held-out documents are long, their names hash to one of six, and they share next to nothing with the rest."""
     candidates = {
         name: text[:HELD_OUT_BYTES]
         for name, text in found.items()

@@ -1,4 +1,5 @@
-// Files for tests of what reads them: safetensors in memory, folders that go away, and what a reader says that refuses them.
+// Files for tests of what reads them: safetensors in memory, folders that go away, and what a reader says that refuses
+// them.
 #pragma once
 
 #include <Eigen/Core>

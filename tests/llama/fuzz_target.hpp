@@ -1,4 +1,5 @@
-// A model of bytes that anyone may have written: it is computed with, or refused in a line. And mutations of such bytes.
+// A model of bytes that anyone may have written: it is computed with, or refused in a line. And mutations of such
+// bytes.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +14,8 @@
 
 namespace tiny {
 
-/// Loads a model and computes logits with it: "" where it could, the message where it was refused. Nothing else may come of it.
+/// Loads a model and computes logits with it: "" where it could, the message where it was refused. Nothing else may
+/// come of it.
 inline std::string try_to_load(std::string_view config, std::string_view file) {
   const auto checked = [](const std::string& message) {
     if (message.empty() || contains(message, "\n")) throw std::logic_error("not one line: \"" + message + "\"");

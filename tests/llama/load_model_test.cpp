@@ -1,4 +1,5 @@
-// Models of a few numbers: what a config asks for is computed with the tensors that it names, and what does not fit is refused.
+// Models of a few numbers: what a config asks for is computed with the tensors that it names, and what does not fit is
+// refused.
 #include "load_model.hpp"
 
 #include <gtest/gtest.h>

@@ -1,4 +1,5 @@
-// The loader under libFuzzer. An input is the length of a config's text in two bytes, little-endian, the text, and a file.
+// The loader under libFuzzer. An input is the length of a config's text in two bytes, little-endian, the text, and a
+// file.
 //
 // It needs no corpus: where it has none yet, an input becomes one of the tiny models.
 #include <cstddef>

@@ -21,8 +21,8 @@ std::string said_of(const json& config) {
   return tiny::refusal([&] { rope_of(config); });
 }
 
-// As files have had it: in "rope_scaling" beside rope_theta, the type once "type" and then "rope_type"; in newer ones all is
-// in "rope_parameters".
+// As files have had it: in "rope_scaling" beside rope_theta, the type once "type" and then "rope_type"; in newer ones
+// all is in "rope_parameters".
 std::vector<json> spellings(const std::string& type, const json& numbers, double theta) {
   json old = numbers, middle = numbers, recent = numbers;
   old["type"] = type;

@@ -60,7 +60,8 @@ inline model model_of(json config, const json& changes) {
 }
 }  // namespace detail
 
-/// Two heads of four, one of keys and values, eight tokens; `changes` are made to its config, and the tensors follow it.
+/// Two heads of four, one of keys and values, eight tokens; `changes` are made to its config, and the tensors follow
+/// it.
 inline model llama_model(const json& changes = json::object()) {
   model made = detail::model_of({{"model_type", "llama"},
                                  {"vocab_size", 8},

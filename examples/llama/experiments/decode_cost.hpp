@@ -1,5 +1,5 @@
-// What one more token costs after a long prompt: time, and memory. Each measurement is a run of the program llama, a process of
-// its own, as a user would start it.
+// What one more token costs after a long prompt: time, and memory. Each measurement is a run of the program llama, a
+// process of its own, as a user would start it.
 #pragma once
 
 #include "../error.hpp"

@@ -18,8 +18,8 @@
 
 namespace llama::experiments {
 
-/// The attention of a layer, and beside it the sinks and the newest keys and values, from which the newest query is worked out
-/// anew by the reference whenever `check` is called before.
+/// The attention of a layer, and beside it the sinks and the newest keys and values, from which the newest query is
+/// worked out anew by the reference whenever `check` is called before.
 ///
 ///     all keys        s s . . . . . . . w w w w q      the sinks at the limit, the window at its true distances
 ///     these           s s w w w w q                     the same distances: reference::attend() over these alone

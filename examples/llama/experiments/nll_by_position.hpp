@@ -50,7 +50,8 @@ struct nll_table {
     for (const auto& document : documents) column.push_back(document[range]);
     return statistics_of(column);
   }
-  /// Of each document, this less `other`: the mean over all bytes from a range on, ranges being twice as long as the one before.
+  /// Of each document, this less `other`: the mean over all bytes from a range on, ranges being twice as long as the
+  /// one before.
   std::vector<double> differences_from(const nll_table& other, std::size_t first_range) const {
     std::vector<double> list;
     for (std::size_t i = 0; i < documents.size(); ++i) {
