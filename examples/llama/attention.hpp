@@ -147,10 +147,11 @@ class cached_attention final : public layer_attention {
 }  // namespace detail
 
 /// `layer` counts from 0: the first layers do not look into the middle (the paper has five of 32 that do not).
-inline std::unique_ptr<layer_attention> make_attention(const attention_settings& settings, la::index_t longest,
+inline std::unique_ptr<layer_attention> make_attention(attention_settings settings, la::index_t longest,
                                                        const position_variant& position, const heads_of_layer& heads,
                                                        la::index_t layer, la::index_t layers) {
   const la::lambda_shape shape = shape_of(settings, longest);
+  settings.top_k = std::min(settings.top_k, longest);
   const bool keeps_middle = settings.top_k > 0 && layer > layers / 8;
   return std::visit(
       [&](const auto& encoding) -> std::unique_ptr<layer_attention> {

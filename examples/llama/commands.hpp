@@ -49,6 +49,7 @@ token sample(const Eigen::RowVectorXf& logits, double temperature, Generator& ge
 template <class Function>
 void generate(stream& text, const std::vector<token>& prompt, std::int64_t count, double temperature,
               std::uint64_t seed, Function&& each) {
+  if (!(temperature >= 0)) fail("--temperature: expected a number from 0 on, got %g", temperature);
   std::mt19937_64 generator(seed);
   if (count < 1) return;
   Eigen::RowVectorXf logits = read_prompt(text, prompt);

@@ -90,6 +90,7 @@ class stream {
 
   /// Reads tokens, and returns the logits of the token that follows them.
   Eigen::RowVectorXf next_logits(const std::vector<token>& tokens, bool retrieve = false) {
+    if (tokens.empty()) fail("expected at least one token");
     matrix last;
     read(tokens, retrieve, [&](std::int64_t, const matrix& x) { last = x.bottomRows(1); });
     return model_->logits(last);

@@ -14,6 +14,7 @@
 
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <filesystem>
 #include <string>
@@ -269,10 +270,26 @@ options parsed(CLI::App& app, int argc, char** argv) {
   const CLI::Range at_least_one(std::int64_t{1}, std::int64_t{1} << 40);
   app.add_option("--documents", chosen.documents, "texts")->check(at_least_one)->capture_default_str();
   app.add_option("--trials", chosen.trials, "passkeys a point")->check(at_least_one)->capture_default_str();
-  app.add_option("--tokens", chosen.tokens, "of the endless stream")->check(at_least_one)->capture_default_str();
+  app.add_option("--tokens", chosen.tokens, "of the endless stream")
+      ->check(CLI::Range(std::int64_t{5120}, std::int64_t{1} << 40))
+      ->capture_default_str();
   app.add_option("--threads", chosen.threads, "workers")->check(CLI::Range(1, 1024))->capture_default_str();
   app.parse(argc, argv);
   return chosen;
+}
+
+/// What would make an experiment fail in the end, or mean nothing, is found out before it begins.
+void check_tools_and_models(const options& chosen) {
+  if (chosen.only != "stream" && std::system("gnuplot --version > /dev/null 2>&1") != 0)
+    fail("gnuplot is missing: it draws the charts (Debian: gnuplot-nox)");
+  for (const std::string& name : chosen.names) {
+    const loaded_model loaded(chosen.model(name));
+    const model_shape& shape = loaded.model().shape();
+    const auto longest = static_cast<std::int64_t>(document_bytes) / 4;
+    if (shape.vocabulary != 257 || shape.bos != 256 || shape.training_length < 8 || shape.training_length > longest)
+      fail("%s: expected a model of bytes and a BOS, 256, trained on 8 to %lld of them", name.c_str(),
+           static_cast<long long>(longest));
+  }
 }
 
 }  // namespace
@@ -286,8 +303,9 @@ int main(int argc, char** argv) try {
     return app.exit(problem) == 0 ? 0 : 1;
   }
   omp_set_num_threads(chosen.threads);
+  check_tools_and_models(chosen);
   std::filesystem::create_directories(chosen.output);
-  report out(chosen.output + "/results.md");
+  report out(chosen.output + (chosen.only.empty() ? "/results.md" : "/results_" + chosen.only + ".md"));
   if (chosen.runs("nll")) nll_experiment(chosen, out);
   if (chosen.runs("passkey")) passkey_experiment(chosen, out);
   if (chosen.runs("decode")) decode_experiment(chosen, out);

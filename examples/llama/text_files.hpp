@@ -28,15 +28,17 @@ inline std::vector<std::filesystem::path> files_below(const std::string& folder)
   return paths;
 }
 
-/// The first `length` bytes of each file that has as many; no more than `most` files.
+/// The first `length` bytes of files that have as many: of all, or of `most`, evenly from the first name to the last.
 inline std::vector<std::string> documents_below(const std::string& folder, std::size_t length, std::size_t most) {
-  std::vector<std::string> documents;
+  std::vector<std::string> all, some;
   for (const auto& path : files_below(folder)) {
     const std::string text = contents(path);
-    if (text.size() >= length && documents.size() < most) documents.push_back(text.substr(0, length));
+    if (text.size() >= length) all.push_back(text.substr(0, length));
   }
-  if (documents.empty()) fail("%s: expected files of at least %zu bytes", folder.c_str(), length);
-  return documents;
+  if (all.empty()) fail("%s: expected files of at least %zu bytes", folder.c_str(), length);
+  const std::size_t count = std::min(most, all.size());
+  for (std::size_t i = 0; i < count; ++i) some.push_back(all[i * all.size() / count]);
+  return some;
 }
 
 /// Source files one after another, cut into documents; what is not ASCII is left out, for no model has seen it.

@@ -2,11 +2,11 @@
 #pragma once
 
 #include "../error.hpp"
+#include "shell.hpp"
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -85,7 +85,7 @@ inline std::string script_of(const chart& drawn, const std::string& picture) {
              (with_errors ? " using 1:2:3 with yerrorlines" : " using 1:2 with linespoints") + style + " title " +
              detail::in_quotes(drawn.lines[i].title);
   }
-  script += "set output '" + picture + "'\nset title " +
+  script += "set output " + quoted(picture, "''") + "\nset title " +
             detail::in_quotes("{/:Bold=18 " + drawn.title + "}\\n{/=13 " + drawn.subtitle + "}") + "\nset xlabel " +
             detail::in_quotes(drawn.x_label) + "\nset ylabel " + detail::in_quotes(drawn.y_label) + "\nset xtics (";
   for (std::size_t i = 0; i < drawn.x.size(); ++i)
@@ -100,8 +100,8 @@ inline std::string script_of(const chart& drawn, const std::string& picture) {
 inline void draw(const chart& drawn, const std::filesystem::path& picture) {
   const std::string script = std::filesystem::path(picture).replace_extension(".gp").string();
   std::ofstream(script) << script_of(drawn, picture.string());
-  if (std::system(("gnuplot '" + script + "'").c_str()) != 0 || !std::filesystem::exists(picture))
-    fail("gnuplot did not draw %s (Debian: gnuplot-nox)", picture.c_str());
+  output_of("gnuplot " + quoted(script));
+  if (!std::filesystem::exists(picture)) fail("gnuplot did not draw %s", picture.c_str());
 }
 
 }  // namespace llama::experiments

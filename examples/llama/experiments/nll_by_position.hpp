@@ -16,8 +16,7 @@ namespace llama::experiments {
 struct reader {
   std::string name;
   policy attention;
-  bool begins_anew =
-      false;  ///< every half training length, so that no token is beyond it: what can be hoped for at best
+  bool begins_anew = false;  ///< every half training length, so that no token is beyond it: a control
 };
 
 inline std::vector<reader> all_readers() {

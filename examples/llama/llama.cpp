@@ -13,6 +13,8 @@
 #include <cstdio>
 #include <iterator>
 #include <map>
+#include <new>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -22,7 +24,8 @@ namespace {
 using namespace llama;
 
 struct options {
-  std::string model, prompt, prompt_file, ids;
+  std::string model, prompt, prompt_file;
+  std::optional<std::string> ids;
   std::vector<std::string> files;
   attention_settings attention;
   std::int64_t tokens = 200, length = 1024, trials = 100;
@@ -33,18 +36,22 @@ struct options {
 
 std::vector<token> parsed_ids(const std::string& text) {
   std::istringstream in(text);
-  std::vector<token> tokens(std::istream_iterator<token>(in), {});
-  if (!in.eof()) fail("--ids: expected numbers with spaces between");
+  std::vector<token> tokens;
+  while (in >> std::ws && !in.eof()) {
+    tokens.emplace_back();
+    if (!(in >> tokens.back())) fail("--ids: expected numbers with spaces between");
+  }
+  if (tokens.empty()) fail("--ids: expected at least one number");
   return tokens;
 }
 
 void run_generate(const options& chosen) {
   const loaded_model loaded(chosen.model);
   const language_model& model = loaded.model();
-  const bool of_ids = !chosen.ids.empty();
+  const bool of_ids = chosen.ids.has_value();
   const auto words = of_ids ? nullptr : make_tokenizer(chosen.model, model);
   const std::string written = chosen.prompt_file.empty() ? chosen.prompt : contents(chosen.prompt_file);
-  const std::vector<token> prompt = of_ids ? parsed_ids(chosen.ids) : with_bos(model, words->encode(written));
+  const std::vector<token> prompt = of_ids ? parsed_ids(*chosen.ids) : with_bos(model, words->encode(written));
   stream text(model, chosen.attention, static_cast<std::int64_t>(prompt.size()) + chosen.tokens);
 
   std::vector<token> kept;  // for --json alone, so that memory stays what it is however many come
@@ -89,7 +96,8 @@ void run_perplexity(const options& chosen) {
     texts.push_back(with_bos(model, words->encode(text)));
     if (texts.back().size() < 2) fail("%s: expected a text of at least two tokens", file.c_str());
     tokens += static_cast<std::int64_t>(texts.back().size());
-    bytes += static_cast<std::int64_t>(text.size());
+    const std::string unscored = model.shape().bos ? "" : words->decode(texts.back()[0]);
+    bytes += static_cast<std::int64_t>(text.size() - unscored.size());
   }
   progress shown(tokens, !chosen.as_json);
   position_bins all(model.shape().training_length);
@@ -150,17 +158,30 @@ void add_common_options(CLI::App& command, options& chosen) {
   command.add_option("model", chosen.model, "folder with config.json and safetensors")->required();
   add_choice(command, "--attention", attention.attention, policies, "which keys a token sees, and at which distances")
       ->default_str("lm-infinite");
-  command.add_option("--sinks", attention.sinks, "first tokens that are always seen")->capture_default_str();
-  command.add_option("--window", attention.window, "newest tokens that are seen; 0: as many as in training")
+  command
+      .add_option("--sinks", attention.sinks, "first tokens that lm-infinite, no-clamp and streaming-llm always see")
       ->capture_default_str();
-  command.add_option("--distance-limit", attention.distance_limit, "larger distances count as this; 0: the window")
+  command
+      .add_option("--window", attention.window,
+                  "newest tokens that all but full and rerope see; 0: as many as in training")
       ->capture_default_str();
-  command.add_option("--top-k", attention.top_k, "best tokens from the middle that a question sees as well")
+  command
+      .add_option("--distance-limit", attention.distance_limit,
+                  "larger distances count as this for lm-infinite and rerope; 0: the window")
       ->capture_default_str();
   add_choice(command, "--kv", attention.kv, storages, "how keys and values are kept")->default_str("f32");
   command.add_option("--threads", attention.threads, "workers")->capture_default_str();
-  command.add_option("--seed", chosen.seed, "of whatever is random")->capture_default_str();
   command.add_flag("--json", chosen.as_json, "one JSON object, for machines");
+}
+
+/// Of commands that ask something.
+void add_question_options(CLI::App& command, options& chosen) {
+  command
+      .add_option(
+          "--top-k", chosen.attention.top_k,
+          "best tokens between the sinks and the window that the end of a prompt, and what follows, see as well")
+      ->capture_default_str();
+  command.add_option("--seed", chosen.seed, "of whatever is random")->capture_default_str();
 }
 
 }  // namespace
@@ -173,6 +194,7 @@ int main(int argc, char** argv) try {
 
   CLI::App& generate = *app.add_subcommand("generate", "go on with a text");
   add_common_options(generate, chosen);
+  add_question_options(generate, chosen);
   auto* prompt = generate.add_option("--prompt", chosen.prompt, "the text");
   auto* prompt_file =
       generate.add_option("--prompt-file", chosen.prompt_file, "a file with the text")->excludes(prompt);
@@ -192,7 +214,10 @@ int main(int argc, char** argv) try {
 
   CLI::App& passkey = *app.add_subcommand("passkey", "hide five digits in a long text, and ask for them");
   add_common_options(passkey, chosen);
-  passkey.add_option("--length", chosen.length, "tokens of a prompt")->capture_default_str();
+  add_question_options(passkey, chosen);
+  passkey.add_option("--length", chosen.length, "tokens of a prompt")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 30))
+      ->capture_default_str();
   passkey.add_option("--trials", chosen.trials, "prompts")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 30))
       ->capture_default_str();
@@ -206,7 +231,11 @@ int main(int argc, char** argv) try {
   if (generate) run_generate(chosen);
   if (perplexity) run_perplexity(chosen);
   if (passkey) run_passkey(chosen);
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) fail("the standard output cannot be written");
   return 0;
+} catch (const std::bad_alloc&) {
+  std::fputs("llama: not enough memory for the model and for as many tokens as asked for\n", stderr);
+  return 1;
 } catch (const std::exception& problem) {
   std::fprintf(stderr, "llama: %s\n", problem.what());
   return 1;
