@@ -67,8 +67,8 @@ TEST(LayerAttention, IsTheFormulaOfItsPolicy) {
         const auto layer = make_attention(settings_of(attention, kv), tokens, position, {heads, kv_heads, dim}, 0, 4);
         for (la::index_t first = 0, chunk = 1; first < tokens; first += chunk, chunk = chunk % 40 + 9)
           attend(*layer, s, first, std::min(tokens, first + chunk));
-        const auto wanted =
-            std::visit([&](const auto& p) { return expected(s, expected_shape(attention), p); }, position);
+        const la::lambda_shape shape = expected_shape(attention);
+        const auto wanted = std::visit([&](const auto& p) { return expected(s, shape, p); }, position);
         const double bound = kv == storage::f32    ? 1e-11
                              : kv == storage::f16  ? 2e-7
                              : kv == storage::bf16 ? 1e-5
