@@ -153,7 +153,8 @@ void nll_experiment(const options& chosen, report& out) {
     const loaded_model loaded(chosen.model(name));
     read_texts(chosen, out, name, loaded.model(), "held-out text", held_out, "nll_" + name);
     if (name == chosen.names[0])
-      read_texts(chosen, out, name, loaded.model(), "this project's sources", sources, "nll_" + name + "_sources");
+      read_texts(chosen, out, name, loaded.model(), "this project's sources, one piece after another", sources,
+                 "nll_" + name + "_sources");
   }
 }
 
