@@ -71,7 +71,7 @@ inline std::string mark_of(const chart& drawn) {
   const std::string x = std::to_string(drawn.training_length);
   return "set arrow from " + x + ", graph 0 to " + x +
          ", graph 1 nohead linecolor '#777777' dashtype '.'\nset label 'training length' at " + x +
-         ", graph 0.88 offset 0.6,0 textcolor '#555555'\n";
+         ", graph 1.03 center textcolor '#555555'\n";
 }
 }  // namespace detail
 
