@@ -4,12 +4,12 @@
 #include <stdexcept>
 #include <string>
 
-/// The message of the std::invalid_argument that `call` throws; "accepted" when it throws none.
-template <class Call>
+/// The message of the `Error` that `call` throws; "accepted" when it throws none.
+template <class Error = std::invalid_argument, class Call>
 std::string refusal(Call&& call) {
   try {
     call();
-  } catch (const std::invalid_argument& error) {
+  } catch (const Error& error) {
     return error.what();
   }
   return "accepted";

@@ -15,6 +15,7 @@
 #include <string_view>
 #include <vector>
 
+#include "../refusal.hpp"
 #include "error.hpp"
 #include "weights.hpp"
 
@@ -22,15 +23,10 @@ namespace tiny {
 
 using nlohmann::json;
 
-/// The message of the llama::error that `call` throws; "accepted" when it throws none.
+/// What a reader says that refuses; "accepted" when it does not.
 template <class Call>
 std::string refusal(Call&& call) {
-  try {
-    call();
-  } catch (const llama::error& problem) {
-    return problem.what();
-  }
-  return "accepted";
+  return ::refusal<llama::error>(call);
 }
 
 inline bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
