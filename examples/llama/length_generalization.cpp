@@ -210,53 +210,79 @@ void passkey_experiment(const options& chosen, report& out) {
 void decode_experiment(const options& chosen, report& out) {
   const std::string text = documents_below(chosen.models + "/held_out", document_bytes, 1)[0];
   const std::string model = chosen.model(chosen.names[0]);
-  chart time;
+  constexpr int repetitions = 5;
+  const char* const policies[] = {"full", "lm-infinite"};
+  chart time, memory;
   time.title = "Time of one more token";
-  time.subtitle = chosen.names[0] + ", one thread, float";
-  time.x_label = "tokens before it";
   time.y_label = "milliseconds";
-  time.y_logarithmic = true;
-  time.lines = {{"full attention", {}, {}}, {"LM-Infinite", {}, {}}};
+  memory.title = "Memory of the whole process";
+  memory.y_label = "megabytes resident, at most";
+  for (chart* drawn : {&time, &memory}) {
+    drawn->subtitle = chosen.names[0] + ", one thread, float";
+    drawn->x_label = "tokens before it";
+    drawn->y_logarithmic = true;
+    drawn->lines = {{"full attention", {}, {}}, {"LM-Infinite", {}, {}}};
+  }
   out.print(
-      "\n**%s, one more token**, one thread, keys and values in float\n\n"
+      "\n**%s, one more token**, one thread, keys and values in float, medians of %d runs\n\n"
       "| tokens before it | full: ms | LM-Infinite: ms | times | full: caches MB, resident MB | LM-Infinite: caches "
-      "MB, resident MB "
-      "| times |\n|---|---|---|---|---|---|---|\n",
-      chosen.names[0].c_str());
+      "MB, resident MB | times |\n|---|---|---|---|---|---|---|\n",
+      chosen.names[0].c_str(), repetitions);
   for (std::int64_t length = 1024; length <= 32768; length *= 2) {
-    const decode_cost full = decode_cost_at(chosen.program, model, "full", length, 129, text);
-    const decode_cost ours = decode_cost_at(chosen.program, model, "lm-infinite", length, 129, text);
+    std::vector<decode_cost> runs[2];
+    for (int run = 0; run < repetitions; ++run)
+      for (int which = 0; which < 2; ++which)
+        runs[which].push_back(decode_cost_at(chosen.program, model, policies[which], length, 129, text));
+    const decode_cost full = median_of(runs[0]), ours = median_of(runs[1]);
     out.print("| %lld | %.2f | %.2f | %.1f | %.1f, %.1f | %.1f, %.1f | %.1f |\n", static_cast<long long>(length),
               full.seconds_per_token * 1e3, ours.seconds_per_token * 1e3,
               full.seconds_per_token / ours.seconds_per_token, full.cache_bytes / 1e6, full.peak_memory_bytes / 1e6,
               ours.cache_bytes / 1e6, ours.peak_memory_bytes / 1e6, full.peak_memory_bytes / ours.peak_memory_bytes);
-    time.x.push_back(static_cast<double>(length));
-    time.x_names.push_back(length_name(length));
-    time.lines[0].values.push_back(full.seconds_per_token * 1e3);
-    time.lines[1].values.push_back(ours.seconds_per_token * 1e3);
+    for (chart* drawn : {&time, &memory}) {
+      drawn->x.push_back(static_cast<double>(length));
+      drawn->x_names.push_back(length_name(length));
+    }
+    for (std::size_t which = 0; which < 2; ++which) {
+      const decode_cost& cost = which == 0 ? full : ours;
+      time.lines[which].values.push_back(cost.seconds_per_token * 1e3);
+      memory.lines[which].values.push_back(cost.peak_memory_bytes / 1e6);
+    }
   }
   draw(time, chosen.output + "/decode.svg");
+  draw(memory, chosen.output + "/memory.svg");
 }
 
-// ---- 4: a stream that does not end
+// ---- 4: streams that do not end
 
-void stream_experiment(const options& chosen, report& out) {
-  const loaded_model loaded(chosen.model(chosen.names[0]));
+std::vector<token> held_out_text(const options& chosen) {
   std::string text;
   for (const std::string& document : documents_below(chosen.models + "/held_out", document_bytes, 1000))
     text += document;
-  const stream_result result =
-      read_endless_stream(loaded.model(), {}, byte_tokenizer().encode(text), chosen.tokens, true);
-  out.print(
-      "\n**%s, a stream of %lld tokens**\n\n| tokens | µs a token | nats a byte | caches MB | resident MB |\n"
-      "|---|---|---|---|---|\n",
-      chosen.names[0].c_str(), static_cast<long long>(chosen.tokens));
-  for (const stream_sample& sample : result.samples)
-    out.print("| %lld | %.1f | %.3f | %.2f | %.1f |\n", static_cast<long long>(sample.tokens),
-              sample.seconds_per_token * 1e6, sample.nats_per_token, sample.cache_bytes / 1e6,
-              sample.resident_bytes / 1e6);
-  out.print("\nAttention of every layer at these positions, against the reference: NMSE at most %.1e.\n",
-            result.largest_error);
+  return byte_tokenizer().encode(text);
+}
+
+void print_stream(report& out, const stream_result& result, bool with_nats) {
+  out.print(with_nats ? "| tokens | µs a token | nats a byte | caches MB | resident MB |\n|---|---|---|---|---|\n"
+                      : "| tokens | µs a token | cache MB | resident MB |\n|---|---|---|---|\n");
+  for (const stream_sample& sample : result.samples) {
+    out.print("| %lld | %.2f |", static_cast<long long>(sample.tokens), sample.seconds_per_token * 1e6);
+    if (with_nats) out.print(" %.3f |", sample.nats_per_token);
+    out.print(" %.2f | %.1f |\n", sample.cache_bytes / 1e6, sample.resident_bytes / 1e6);
+  }
+  out.print("\nAttention at these positions, against the reference: NMSE at most %.1e.\n", result.largest_error);
+}
+
+void stream_experiment(const options& chosen, report& out) {
+  const loaded_model loaded(chosen.model(chosen.names[0]));
+  out.print("\n**%s, a stream of %lld tokens**\n\n", chosen.names[0].c_str(), static_cast<long long>(chosen.tokens));
+  print_stream(out, read_endless_stream(loaded.model(), {}, held_out_text(chosen), chosen.tokens, true), true);
+}
+
+void layer_experiment(const options& chosen, report& out) {
+  const loaded_model loaded(chosen.model(chosen.names[0]));
+  out.print("\n**The attention of %s's first layer, %lld tokens**\n\n", chosen.names[0].c_str(),
+            static_cast<long long>(chosen.tokens));
+  print_stream(out, read_endless_layer(loaded.model(), {}, held_out_text(chosen), chosen.tokens, true), false);
 }
 
 options parsed(CLI::App& app, int argc, char** argv) {
@@ -267,11 +293,11 @@ options parsed(CLI::App& app, int argc, char** argv) {
   app.add_option("--output", chosen.output, "folder for results.md and the charts")->capture_default_str();
   app.add_option("--names", chosen.names, "models")->capture_default_str();
   app.add_option("--only", chosen.only, "one of the experiments")
-      ->check(CLI::IsMember({"nll", "passkey", "decode", "stream"}));
+      ->check(CLI::IsMember({"nll", "passkey", "decode", "stream", "layer"}));
   const CLI::Range at_least_one(std::int64_t{1}, std::int64_t{1} << 40);
   app.add_option("--documents", chosen.documents, "texts")->check(at_least_one)->capture_default_str();
   app.add_option("--trials", chosen.trials, "passkeys a point")->check(at_least_one)->capture_default_str();
-  app.add_option("--tokens", chosen.tokens, "of the endless stream")
+  app.add_option("--tokens", chosen.tokens, "of the endless streams")
       ->check(CLI::Range(std::int64_t{5120}, std::int64_t{1} << 40))
       ->capture_default_str();
   app.add_option("--threads", chosen.threads, "workers")->check(CLI::Range(1, 1024))->capture_default_str();
@@ -281,7 +307,7 @@ options parsed(CLI::App& app, int argc, char** argv) {
 
 /// What would make an experiment fail in the end, or mean nothing, is found out before it begins.
 void check_tools_and_models(const options& chosen) {
-  if (chosen.only != "stream" && std::system("gnuplot --version > /dev/null 2>&1") != 0)
+  if (chosen.only != "stream" && chosen.only != "layer" && std::system("gnuplot --version > /dev/null 2>&1") != 0)
     fail("gnuplot is missing: it draws the charts (Debian: gnuplot-nox)");
   for (const std::string& name : chosen.names) {
     const loaded_model loaded(chosen.model(name));
@@ -311,6 +337,7 @@ int main(int argc, char** argv) try {
   if (chosen.runs("passkey")) passkey_experiment(chosen, out);
   if (chosen.runs("decode")) decode_experiment(chosen, out);
   if (chosen.runs("stream")) stream_experiment(chosen, out);
+  if (chosen.runs("layer")) layer_experiment(chosen, out);
   return 0;
 } catch (const std::exception& problem) {
   std::fprintf(stderr, "length_generalization: %s\n", problem.what());

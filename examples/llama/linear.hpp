@@ -1,6 +1,7 @@
 // Products of activations, a token a row, with weights that stay as the file has them.
 #pragma once
 
+#include "parallel.hpp"
 #include "weights.hpp"
 
 #include <Eigen/Core>
@@ -92,10 +93,10 @@ class weight_matrix {
   void multiply_as(const matrix& x, matrix& y) const {
     constexpr bool converts = !std::is_same_v<Element, float>;
     const bool large = x.rows() * rows_ * columns_ > (1 << 20) && !omp_in_parallel();
-    const std::int64_t threads = large ? omp_get_max_threads() : 1;
+    const int threads = large ? omp_get_max_threads() : 1;
     const std::int64_t block = converts ? 64 : (rows_ + threads - 1) / threads;
-#pragma omp parallel for schedule(static) if (large)
-    for (std::int64_t first = 0; first < rows_; first += block) {
+    for_each_in_parallel((rows_ + block - 1) / block, threads, [&](std::int64_t i) {
+      const std::int64_t first = i * block;
       const auto some = rows_as<Element>().middleRows(first, std::min(block, rows_ - first));
       auto of_some = y.middleCols(first, some.rows());
       if constexpr (converts) {
@@ -104,7 +105,7 @@ class weight_matrix {
       } else {
         of_some.noalias() = x * some.transpose();
       }
-    }
+    });
   }
 
   std::int64_t rows_, columns_;

@@ -7,10 +7,14 @@
 #include "shell.hpp"
 
 #include <unistd.h>
+
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <vector>
 
 namespace llama::experiments {
 
@@ -18,6 +22,18 @@ struct decode_cost {
   double seconds_per_token;
   double cache_bytes, peak_memory_bytes;
 };
+
+/// The median in each field.
+inline decode_cost median_of(std::vector<decode_cost> costs) {
+  decode_cost median{};
+  for (const auto field :
+       {&decode_cost::seconds_per_token, &decode_cost::cache_bytes, &decode_cost::peak_memory_bytes}) {
+    const auto middle = costs.begin() + static_cast<std::ptrdiff_t>(costs.size() / 2);
+    std::nth_element(costs.begin(), middle, costs.end(), [&](auto& a, auto& b) { return a.*field < b.*field; });
+    median.*field = (*middle).*field;
+  }
+  return median;
+}
 
 /// Of `tokens` tokens after a prompt of `length`, which is repeated text; one thread, keys and values in float.
 inline decode_cost decode_cost_at(const std::string& program, const std::string& model, const std::string& attention,

@@ -2,7 +2,10 @@
 #pragma once
 
 #include "../commands.hpp"
+#include "../parallel.hpp"
 #include "../report.hpp"
+
+#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
@@ -95,8 +98,7 @@ inline std::vector<nll_table> nll_by_position(const language_model& model, const
   progress shown(bytes * (static_cast<std::int64_t>(readers.size()) + anew), with_progress);
 
   const auto jobs = static_cast<std::int64_t>(readers.size() * documents.size());
-#pragma omp parallel for schedule(dynamic)
-  for (std::int64_t job = 0; job < jobs; ++job) {
+  for_each_in_parallel(jobs, omp_get_max_threads(), [&](std::int64_t job) {
     const std::size_t which = static_cast<std::size_t>(job) / documents.size();
     const std::size_t document = static_cast<std::size_t>(job) % documents.size();
     attention_settings settings;
@@ -106,7 +108,7 @@ inline std::vector<nll_table> nll_by_position(const language_model& model, const
     bins.add(readers[which].begins_anew ? surprises_begun_anew(model, tokens, shown)
                                         : surprises(model, settings, tokens, shown));
     tables[which].documents[document] = bins.means();
-  }
+  });
   return tables;
 }
 

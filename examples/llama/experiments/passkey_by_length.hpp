@@ -2,7 +2,10 @@
 #pragma once
 
 #include "../commands.hpp"
+#include "../parallel.hpp"
 #include "../report.hpp"
+
+#include <omp.h>
 
 #include <cstdint>
 #include <random>
@@ -40,12 +43,11 @@ inline passkey_result passkey_at(const language_model& model, const passkey_read
   settings.attention = how.attention;
   settings.top_k = how.top_k;
   std::vector<char> right(prompts.size());
-#pragma omp parallel for schedule(dynamic)
-  for (std::int64_t i = 0; i < trials; ++i) {
+  for_each_in_parallel(trials, omp_get_max_threads(), [&](std::int64_t i) {
     const auto index = static_cast<std::size_t>(i);
     right[index] = finds_passkey(model, words, settings, prompts[index]);
     shown.advance(length);
-  }
+  });
   passkey_result result;
   for (std::size_t i = 0; i < prompts.size(); ++i) {
     result.found.add(right[i] != 0);
