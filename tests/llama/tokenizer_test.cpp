@@ -1,10 +1,14 @@
 #include "tokenizer.hpp"
 
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
+#include <fstream>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "commands.hpp"
 #include "tiny_model.hpp"
 
 namespace {
@@ -58,5 +62,39 @@ TEST(Tokenizer, ATokenizerModelThatCannotBeRead) {
   EXPECT_PRED2(contains, said_of(folder.path(), 256), "built without SentencePiece");
 #endif
 }
+
+#ifdef LLAMA_WITH_SENTENCEPIECE
+// A tokenizer as Llama's, see tokenizer_golden.py: an unknown piece, BOS, EOS, 256 bytes, and pieces of text.
+class SentencePiece : public testing::Test {
+ protected:
+  const std::string folder = LLAMA_TESTS "/golden/tokenizer";
+  const model_of_size sized{512};
+  const std::unique_ptr<llama::tokenizer> words = make_tokenizer(folder, **sized.model);
+};
+
+TEST_F(SentencePiece, TokensAreThoseOfSentencePieceItself) {
+  std::ifstream file(folder + "/encoded.json");
+  const auto golden = nlohmann::json::parse(file);
+  ASSERT_EQ(golden.size(), 6u);
+  for (const auto& each : golden) {
+    const std::string text = each["text"];
+    EXPECT_EQ(words->encode(text), each["ids"].get<std::vector<token>>()) << text;
+    EXPECT_EQ(words->decode(words->encode(text)), text.empty() ? "" : " " + text);  // a space begins every text
+  }
+}
+
+TEST_F(SentencePiece, TokensThatAreNoText) {
+  EXPECT_EQ(words->decode(std::vector<token>{-1, 1, 2, 512, 100000}), "");
+  EXPECT_EQ(words->decode(token{3 + 'a'}), "a");
+  EXPECT_EQ(words->decode(token{3 + 0xff}), "\xff");
+}
+
+TEST_F(SentencePiece, GoesOnWithTokensOfAModel) {
+  llama::stream text(**sized.model, {}, 100);
+  std::string said;
+  llama::generate(text, words->encode("The function"), 20, 1.0, 7, [&](token next) { said += words->decode(next); });
+  EXPECT_FALSE(said.empty());
+}
+#endif
 
 }  // namespace
