@@ -38,7 +38,9 @@ TEST(Parallel, AnExceptionReachesTheCallerAndEndsTheWork) {
       if (i == 1) throw std::bad_alloc();
     };
     EXPECT_THROW(for_each_in_parallel(1000, threads, fails), std::bad_alloc);
-    if (threads == 1) EXPECT_EQ(calls, 2);
+    if (threads == 1) {
+      EXPECT_EQ(calls, 2);
+    }
     EXPECT_THROW(for_each_in_parallel(3, threads, [](std::int64_t) -> void { throw std::runtime_error("all"); }),
                  std::runtime_error);
   }
