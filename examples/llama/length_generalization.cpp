@@ -12,6 +12,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -64,6 +65,12 @@ class report {
  private:
   std::FILE* file_;
 };
+
+/// Models may lie in folders: seed-1/llama.
+std::string file_name(std::string model) {
+  std::replace(model.begin(), model.end(), '/', '_');
+  return model;
+}
 
 std::string length_name(std::int64_t tokens) {
   return tokens < 1024 ? std::to_string(tokens) : std::to_string(tokens / 1024) + "k";
@@ -151,10 +158,10 @@ void nll_experiment(const options& chosen, report& out) {
   const auto sources = sources_below(chosen.sources, document_bytes, (most + 3) / 4);
   for (const std::string& name : chosen.names) {
     const loaded_model loaded(chosen.model(name));
-    read_texts(chosen, out, name, loaded.model(), "held-out text", held_out, "nll_" + name);
+    read_texts(chosen, out, name, loaded.model(), "held-out text", held_out, "nll_" + file_name(name));
     if (name == chosen.names[0])
       read_texts(chosen, out, name, loaded.model(), "this project's sources, one piece after another", sources,
-                 "nll_" + name + "_sources");
+                 "nll_" + file_name(name) + "_sources");
   }
 }
 
@@ -201,7 +208,7 @@ void passkey_experiment(const options& chosen, report& out) {
         name.c_str(), static_cast<long long>(chosen.trials), watch.seconds());
     for (const std::int64_t length : lengths) out.print(" %lld |", static_cast<long long>(length));
     out.print("\n|---|%s\n%s", columns(lengths.size()).c_str(), rows.c_str());
-    draw(drawn, chosen.output + "/passkey_" + name + ".svg");
+    draw(drawn, chosen.output + "/passkey_" + file_name(name) + ".svg");
   }
 }
 

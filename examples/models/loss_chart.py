@@ -29,7 +29,7 @@ def panel(name, title, value_of, logs):
 
 
 def main(picture, paths):
-    logs = {path.parent.name: [json.loads(line) for line in path.read_text().splitlines()] for path in paths}
+    logs = {str(path.parent): [json.loads(line) for line in path.read_text().splitlines()] for path in paths}
     script = (STYLE + f"set output '{picture}'\nset multiplot layout 1,2\nset yrange [1.5:4]\n"
               + panel("bits", "bits a byte of held-out text", lambda line: line["held_out_bits"], logs)
               + "set yrange [0:1]\n"
