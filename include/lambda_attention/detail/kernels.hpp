@@ -37,10 +37,12 @@ inline constexpr index_t row_multiple = 16;  // scratch and cache rows are padde
 // Scores are kept in units of log2: e^logit = 2^score.
 inline constexpr double log2_e = 1.4426950408889634074;
 
-// A pair that the mask hides scores this much: no score of a visible pair comes near it, and it is no infinity, whose
-// difference with itself would be a NaN. A running maximum begins above it, so that its weight is zero from the start.
-inline constexpr float hidden_score = -1e30f;
-inline constexpr float first_running_max = -1e29f;
+// A pair that the mask hides scores this much: no score of a visible pair comes near it, for logits within +-1e30, and it is no
+// infinity, whose difference with itself would be a NaN. A running maximum begins between the two, so that what is hidden weighs
+// nothing from the start, and the first visible pair replaces it.
+inline constexpr float hidden_score = -2e30f;
+inline constexpr float first_running_max = -1.5e30f;
+static_assert(first_running_max < -1e30 * log2_e && hidden_score < first_running_max, "visible, maximum, hidden");
 
 template <class Real>
 struct integer_of;

@@ -9,7 +9,8 @@
 namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 
-/// IEEE binary16, rounded to nearest even. Relative error of an element at most 2^-11, magnitudes up to 65504.
+/// IEEE binary16, rounded to nearest even. Relative error of an element at most 2^-11, for magnitudes from 2^-14 to 65504; from
+/// 65520 on they become infinite. A pair of numbers that is rotated may become 2^(1/2) times as large first.
 struct f16 {
   using compute_type = float;
   static constexpr row_format format = row_format::f16;
