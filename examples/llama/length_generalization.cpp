@@ -222,12 +222,13 @@ void decode_experiment(const options& chosen, report& out) {
   chart time, memory;
   time.title = "Time of one more token";
   time.y_label = "milliseconds";
+  time.y_logarithmic = true;
   memory.title = "Memory of the whole process";
   memory.y_label = "megabytes resident, at most";
+  memory.y_range = "[0:*]";
   for (chart* drawn : {&time, &memory}) {
     drawn->subtitle = chosen.names[0] + ", one thread, float";
     drawn->x_label = "tokens before it";
-    drawn->y_logarithmic = true;
     drawn->lines = {{"full attention", {}, {}}, {"LM-Infinite", {}, {}}};
   }
   out.print(
