@@ -132,10 +132,10 @@ stream_step(tensor_view<Q>, tensor_view<K>, tensor_view<V>, kv_cache<Storage, Po
 /// there are more.
 ///
 /// More than max_append new tokens are taken in in steps of that many. Errors: as for attend(), and a cache that is null
-/// or given twice, outputs that overlap another stream's tensors; a refused call changes no cache and no output. When the
-/// executor throws or memory runs out, `out` is unspecified and every cache has the tokens it had before the step that
-/// failed; only asking again for outputs of those tokens, by attend(q, cache, out), and taking more than max_rewind of them
-/// back, may then be refused.
+/// or given twice, outputs that overlap another stream's tensors; a refused call, or one that finds no memory,
+/// changes no cache and no output. When the executor throws, `out` is unspecified and every cache has the tokens it had before
+/// the step that failed; only asking again for outputs of those tokens, by attend(q, cache, out), and taking more than
+/// max_rewind of them back, may then be refused.
 template <class Q, class K, class V, class Storage, class Position, class Out, class Executor = serial_executor>
 void attend(const stream_step<Q, K, V, Storage, Position, Out>* streams, index_t num_streams,
             const attention_options& options = {}, Executor&& executor = {}) {

@@ -61,7 +61,9 @@ typename cache_core<Real>::geometry checked_geometry(const lambda_shape& shape, 
 /// distance_limit < window - 1). A key is rotated once, when it arrives. Rows are kept as `Storage` writes them, sinks in
 /// float (double for f64) whatever the storage: they are few, they carry most of the weight, and they are read for ever.
 ///
-/// Copying a cache forks the stream. Two caches are independent of each other; one cache serves one call at a time.
+/// Copying a cache forks the stream; an assignment that finds no memory leaves both sides as they were. Two caches are
+/// independent of each other. Threads: calls that change a cache (append, attend with k and v, rewind, clear, load, assignment) want it for
+/// themselves; those that take it as const may run side by side.
 ///
 /// Errors, at construction: a shape without a bounded window or number of sinks (full_causal() has no bounded cache),
 /// counts or dims below 1, dims above max_head_dim, an encoding made for another head_dim.
@@ -89,6 +91,12 @@ class kv_cache {
                                                      v_head_dim, options),
               detail::functions_of<Storage>(), detail::functions_of<sink_storage>()) {}
 
+  // Where memory runs out in the middle of a copy, nothing is assigned.
+  kv_cache(const kv_cache&) = default;
+  kv_cache(kv_cache&&) = default;
+  kv_cache& operator=(const kv_cache& other) { return *this = kv_cache(other); }
+  kv_cache& operator=(kv_cache&&) = default;
+
   /// Tokens seen so far.
   index_t num_tokens() const { return core_.num_tokens(); }
 
@@ -115,7 +123,8 @@ class kv_cache {
 
   /// Writes the stream to `out`: a header, and the rows that the cache holds; see detail/cache_file.hpp. Several caches may
   /// follow one another. Include <ostream>, or <fstream>, to call this.
-  /// Errors: std::invalid_argument where the stream fails; what a stream keeps in its own buffer fails when that is flushed.
+  /// Errors: std::invalid_argument where the stream fails. It is flushed, so that a disk that is full shows here; what was
+  /// written until then is no file to load.
   void save(std::ostream& out) const { detail::save_cache(core_, position_fingerprint(), out); }
 
   /// Replaces this stream by a saved one, and reads no byte past it. The cache that was saved had the same shape, storage,

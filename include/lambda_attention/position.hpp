@@ -69,6 +69,12 @@ class bias_table {
         f32_(checked_size(num_heads, num_distances)),
         f64_(f32_.size()) {}
 
+  // Where memory runs out in the middle of a copy, nothing is assigned.
+  bias_table(const bias_table&) = default;
+  bias_table(bias_table&&) = default;
+  bias_table& operator=(const bias_table& other) { return *this = bias_table(other); }
+  bias_table& operator=(bias_table&&) = default;
+
   /// Sets the bias, in natural units, of one head at one distance. Errors: either out of range, a bias that is not finite.
   void set(index_t head, index_t distance, double bias) {
     if (head < 0 || head >= num_heads_ || distance < 0 || distance >= num_distances_ || !detail::is_finite(bias))

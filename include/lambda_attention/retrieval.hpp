@@ -24,7 +24,9 @@ inline namespace LAMBDA_ATTENTION_UNIT {
 /// writes them. Memory grows: a row of each for every token and KV head, and for every 64 tokens two rows of bounds;
 /// in blocks as large as what there is, up to 4 MiB or 64 tokens each.
 ///
-/// Of the shape num_sinks and window count: they say what is neither, the middle, for a query. Copying a store forks it.
+/// Of the shape num_sinks and window count: they say what is neither, the middle, for a query. Copying a store forks it;
+/// an assignment that finds no memory leaves both sides as they were. Threads: append, rewind, clear and assignment want a store for
+/// themselves; searches may run side by side.
 /// Errors, at construction: an invalid shape, counts or dims below 1, dims above max_head_dim, an encoding for another head_dim.
 template <class Storage, class Position>
 class middle_store {
@@ -37,6 +39,12 @@ class middle_store {
       : position_(std::move(position)),
         core_(checked_geometry(shape, detail::limits_of(position_), num_kv_heads, head_dim, v_head_dim),
               detail::functions_of<Storage>()) {}
+
+  // Where memory runs out in the middle of a copy, nothing is assigned.
+  middle_store(const middle_store&) = default;
+  middle_store(middle_store&&) = default;
+  middle_store& operator=(const middle_store& other) { return *this = middle_store(other); }
+  middle_store& operator=(middle_store&&) = default;
 
   /// Tokens taken in.
   index_t num_tokens() const { return core_.num_tokens(); }

@@ -50,8 +50,12 @@ class buffer {
     if (size_ > 0) std::memcpy(static_cast<void*>(data_), other.data_, bytes());
   }
   buffer(buffer&& other) noexcept { swap(other); }
-  buffer& operator=(buffer other) noexcept {
-    swap(other);
+  // Not one that takes a value: compilers then hold the assignment of whatever has a buffer to be noexcept, and memory that runs
+  // out ends the program.
+  buffer& operator=(const buffer& other) { return *this = buffer(other); }
+  buffer& operator=(buffer&& other) noexcept {
+    buffer taken = static_cast<buffer&&>(other);
+    swap(taken);
     return *this;
   }
   ~buffer() { ::operator delete(data_, alignment_for(bytes())); }

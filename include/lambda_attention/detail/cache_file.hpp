@@ -164,6 +164,7 @@ void save_cache(const cache_core<Real>& cache, std::uint64_t encoding, Stream& o
   const auto write = [&](const void* bytes, index_t count) { out.write(static_cast<const char*>(bytes), count); };
   write(&header, sizeof header);
   for_each_run(write);
+  out.flush();  // or a full disk would show when nobody looks any more
   if (!out) refuse("save: expected a stream that takes %lld bytes, got one that failed", printable(num_bytes));
 }
 

@@ -165,11 +165,14 @@ class stream_runner {
   // All rounds. Whatever can fail but the executor fails before a row is written.
   template <class Executor>
   void run(Executor& executor) {
-    const index_t num_workers = executor.num_workers();
-    for (index_t round = 0; begin_round(round, num_workers); ++round) {
-      for (index_t s = 0; s < streams_.size(); ++s) write(s, round);
-      run_jobs(kernels_, job_list<Real>(jobs(), num_jobs_, num_workers), memory_, jobs_bytes_, executor);
-      for (index_t s = 0; s < streams_.size(); ++s) count_in(streams_[s], round);
+    const index_t num_workers = executor.num_workers(), rounds = num_rounds();
+    if (rounds > 0) reserve(rounds, num_workers);
+    for (; rounds_done_ < rounds; ++rounds_done_) {
+      const index_t num_jobs = build_jobs();
+      for (index_t s = 0; s < streams_.size(); ++s) write(s);
+      run_jobs(kernels_, job_list<Real>(jobs(), num_jobs, num_workers), memory_, jobs_bytes_, executor);
+      for (index_t s = 0; s < streams_.size(); ++s)
+        streams_[s].cache->commit(tokens_of(streams_[s], rounds_done_).count);
     }
   }
 
@@ -186,14 +189,23 @@ class stream_runner {
     return {round * most, min(most, s.q.tokens - round * most)};
   }
 
+  index_t num_rounds() const {
+    index_t most = 0;
+    for (index_t s = 0; s < streams_.size(); ++s)
+      most = max(most, divide_up(streams_[s].q.tokens, streams_[s].cache->shape().max_append));
+    return most;
+  }
+
   job* jobs() { return std::launder(reinterpret_cast<job*>(memory_.data())); }
 
+  // Of a round that is next, or still to come.
   job job_of(const stream& s, const position_data& encoding, token_range tokens) const {
+    const index_t taken_in = tokens_of(s, rounds_done_).first;
     attention_options options = options_;
     if (options.lse.data != nullptr) options.lse = options.lse.slice(tokens.first, tokens.count);
     if (options.weights.data != nullptr) options.weights = options.weights.slice(tokens.first, tokens.count);
     return stream_job(s.q.slice(tokens.first, tokens.count), s.out.slice(tokens.first, tokens.count), *s.cache,
-                      s.cache->num_tokens() + tokens.count, encoding, options);
+                      s.cache->num_tokens() - taken_in + tokens.first + tokens.count, encoding, options);
   }
 
   // Calls use(job) for every stream that has tokens left.
@@ -206,40 +218,41 @@ class stream_runner {
     }
   }
 
-  // Makes room for a round and builds its jobs there; false when no stream has tokens left.
-  bool begin_round(index_t round, index_t num_workers) {
-    call_scratch<Real> scratch(num_workers);
-    num_jobs_ = 0;
-    for_each_job(round, [&](const job& j) {
-      scratch.add(kernels_, j);
-      ++num_jobs_;
-    });
-    if (num_jobs_ == 0) return false;
-    memory_.reserve(jobs_bytes_ + scratch.bytes());
-    unsigned char* place = reinterpret_cast<unsigned char*>(memory_.data());
-    for_each_job(round, [&](const job& j) {
-      ::new (static_cast<void*>(place)) job(j);
-      place += sizeof(job);
-    });
-    return true;
+  // Room for any of the rounds.
+  void reserve(index_t rounds, index_t num_workers) {
+    index_t most = 0;
+    for (index_t round = 0; round < rounds; ++round) {
+      call_scratch<Real> scratch(num_workers);
+      for_each_job(round, [&](const job& j) { scratch.add(kernels_, j); });
+      most = max(most, scratch.bytes());
+    }
+    memory_.reserve(jobs_bytes_ + most);
   }
 
-  void write(index_t number, index_t round) {
+  // Those of the next round; returns how many.
+  index_t build_jobs() {
+    index_t count = 0;
+    unsigned char* const place = reinterpret_cast<unsigned char*>(memory_.data());
+    for_each_job(rounds_done_, [&](const job& j) {
+      ::new (static_cast<void*>(place + count++ * static_cast<index_t>(sizeof(job)))) job(j);
+    });
+    return count;
+  }
+
+  void write(index_t number) {
     const stream s = streams_[number];
-    const token_range tokens = tokens_of(s, round);
+    const token_range tokens = tokens_of(s, rounds_done_);
     if (tokens.count > 0)
       s.cache->write(kernels_, streams_.encoding(number).data, s.k.slice(tokens.first, tokens.count),
                      s.v.slice(tokens.first, tokens.count));
   }
-
-  static void count_in(const stream& s, index_t round) { s.cache->commit(tokens_of(s, round).count); }
 
   const kernel_table<Real>& kernels_;
   const stream_list<Real>& streams_;
   const attention_options& options_;
   workspace& memory_;
   index_t jobs_bytes_;
-  index_t num_jobs_ = 0;
+  index_t rounds_done_ = 0;
 };
 
 }  // namespace detail

@@ -43,6 +43,12 @@ class rope : public position_encoding {
     }
   }
 
+  // Where memory runs out in the middle of a copy, nothing is assigned.
+  rope(const rope&) = default;
+  rope(rope&&) = default;
+  rope& operator=(const rope& other) { return *this = rope(other); }
+  rope& operator=(rope&&) = default;
+
   index_t head_dim() const { return head_dim_; }
   index_t num_pairs() const { return turns_.size(); }
   pair_layout layout() const { return layout_; }

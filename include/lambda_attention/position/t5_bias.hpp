@@ -29,6 +29,12 @@ class t5_bias : public position_encoding {
     for (index_t i = 0; i < num_buckets * num_heads; ++i) weights_[i] = weights[i];
   }
 
+  // Where memory runs out in the middle of a copy, nothing is assigned.
+  t5_bias(const t5_bias&) = default;
+  t5_bias(t5_bias&&) = default;
+  t5_bias& operator=(const t5_bias& other) { return *this = t5_bias(other); }
+  t5_bias& operator=(t5_bias&&) = default;
+
   index_t num_heads() const { return biases_.num_heads(); }
 
   /// The bucket of a distance >= 0.
