@@ -93,9 +93,9 @@ class kv_cache {
 
   // Where memory runs out in the middle of a copy, nothing is assigned.
   kv_cache(const kv_cache&) = default;
-  kv_cache(kv_cache&&) = default;
+  kv_cache(kv_cache&&) noexcept = default;
   kv_cache& operator=(const kv_cache& other) { return *this = kv_cache(other); }
-  kv_cache& operator=(kv_cache&&) = default;
+  kv_cache& operator=(kv_cache&&) noexcept = default;
 
   /// Tokens seen so far.
   index_t num_tokens() const { return core_.num_tokens(); }

@@ -42,9 +42,9 @@ class middle_store {
 
   // Where memory runs out in the middle of a copy, nothing is assigned.
   middle_store(const middle_store&) = default;
-  middle_store(middle_store&&) = default;
+  middle_store(middle_store&&) noexcept = default;
   middle_store& operator=(const middle_store& other) { return *this = middle_store(other); }
-  middle_store& operator=(middle_store&&) = default;
+  middle_store& operator=(middle_store&&) noexcept = default;
 
   /// Tokens taken in.
   index_t num_tokens() const { return core_.num_tokens(); }
