@@ -240,7 +240,7 @@ void expect_no_trace_of_copies(const Cache& original, const Cache& other) {
   const std::string saved = saved_bytes(original), of_other = saved_bytes(other);
   ASSERT_TRUE(saved != of_other);
   const auto position = original.position();
-  const long of_position = fail_each_allocation([&] { const auto copy(position); });
+  const long of_position = fail_each_allocation([&] { [[maybe_unused]] const auto copy(position); });
   const auto made = [&] {
     Cache(original.shape(), position, original.num_kv_heads(), original.head_dim(), original.v_head_dim());
   };
