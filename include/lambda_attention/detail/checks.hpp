@@ -307,7 +307,9 @@ void check_stream_keys(const tensor& k, const tensor& v, const cache_core<Real>&
   check_equal(k.dim, cache.shape().head_dim, where, "k.dim", "cache.head_dim");
   check_equal(v.dim, cache.shape().v_head_dim, where, "v.dim", "cache.v_head_dim");
   index_t last = 0;
-  if (__builtin_add_overflow(cache.num_tokens(), k.tokens, &last)) last = unlimited;
+  if (__builtin_add_overflow(cache.num_tokens(), k.tokens, &last))
+    refuse("%s: expected fewer than 2^63 tokens, got %lld and %lld more", where, printable(cache.num_tokens()),
+           printable(k.tokens));
   check_positions(cache.shape().first_position, last, where);
 }
 

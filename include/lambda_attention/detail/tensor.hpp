@@ -36,7 +36,7 @@ constexpr row_format format_of(element_kind kind) {
                                       : row_format::custom;
 }
 
-// A tensor_view without its type. A stride that leads nowhere, of a single token or head, is zero.
+// A tensor_view without its type. A stride that leads nowhere, of a single token or head or of no element, is zero.
 struct tensor {
   unsigned char* data = nullptr;
   index_t tokens = 0;
@@ -78,8 +78,9 @@ tensor erase(const tensor_view<T>& view) {
   t.tokens = view.tokens;
   t.heads = view.heads;
   t.dim = view.dim;
-  t.token_stride = view.tokens > 1 ? view.token_stride : 0;
-  t.head_stride = view.heads > 1 ? view.head_stride : 0;
+  const bool empty = view.tokens == 0 || view.heads == 0 || view.dim == 0;
+  t.token_stride = view.tokens > 1 && !empty ? view.token_stride : 0;
+  t.head_stride = view.heads > 1 && !empty ? view.head_stride : 0;
   t.element_size = static_cast<index_t>(sizeof(element));
   t.format = format_of(kind);
   if constexpr (kind == element_kind::custom) {
@@ -145,12 +146,16 @@ struct byte_ranges {
   index_t outer_count, outer_step;
   index_t inner_count, inner_step;
   index_t size;
+
+  constexpr byte_ranges turned_over() const { return {inner_count, inner_step, outer_count, outer_step, size}; }
 };
 
 // Whether a range of `a` and one of `b` share a byte, when all of b lies `distance` further and the steps are the same. Two
 // ranges, o outer and i inner steps apart, do iff  -b.size < distance + o * outer_step + i * inner_step < a.size;  the o
-// for which that holds are looked up for each i.
+// for which that holds are looked up for each i, and so the i are the steps of which there are fewer.
 inline bool share_a_byte(const byte_ranges& a, const byte_ranges& b, index_t distance) {
+  if (a.inner_count + b.inner_count > a.outer_count + b.outer_count)
+    return share_a_byte(a.turned_over(), b.turned_over(), distance);
   const index_t outer_step = a.outer_count > 1 ? a.outer_step : b.outer_step;
   const index_t inner_step = a.inner_count > 1 ? a.inner_step : b.inner_step;
   for (index_t i = 1 - a.inner_count; i < b.inner_count; ++i) {
@@ -176,6 +181,9 @@ inline bool overlap(const tensor& a, const tensor& b) {
   if (a_span == 0 || b_span == 0 || a_first >= b_first + static_cast<std::uintptr_t>(b_span) ||
       b_first >= a_first + static_cast<std::uintptr_t>(a_span))
     return false;
+  // Longer than any memory is: where the rows lie is then no matter, but that the sums below do not overflow.
+  constexpr index_t longest = index_t{1} << 61;
+  if (a_span > longest || b_span > longest) return true;
   const auto same_step = [](index_t a_count, index_t a_step, index_t b_count, index_t b_step) {
     return a_count <= 1 || b_count <= 1 || a_step == b_step;
   };
