@@ -23,6 +23,12 @@
 #include <utility>
 #include <vector>
 
+#ifdef _OPENMP
+// LLVM's runtime keeps what it allocates for its threads.
+extern "C" const char* __lsan_default_suppressions();
+extern "C" const char* __lsan_default_suppressions() { return "leak:libomp"; }
+#endif
+
 namespace {
 
 using namespace faults;
