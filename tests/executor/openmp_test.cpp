@@ -1,6 +1,8 @@
 #ifdef _OPENMP
 #include <lambda_attention/executor/openmp.hpp>
 
+#include <support/lsan.hpp>
+
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -8,10 +10,6 @@
 #include "tasks.hpp"
 
 namespace la = lambda_attention;
-
-// LLVM's runtime keeps what it allocates for its threads.
-extern "C" const char* __lsan_default_suppressions();
-extern "C" const char* __lsan_default_suppressions() { return "leak:libomp"; }
 
 TEST(OpenMP, NumberOfWorkers) {
   EXPECT_EQ(la::openmp_executor().num_workers(), omp_get_max_threads());

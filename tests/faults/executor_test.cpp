@@ -8,6 +8,7 @@
 #endif
 
 #include <faults/streams.hpp>
+#include <support/lsan.hpp>
 
 #include <gtest/gtest.h>
 
@@ -22,12 +23,6 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
-
-#ifdef _OPENMP
-// LLVM's runtime keeps what it allocates for its threads.
-extern "C" const char* __lsan_default_suppressions();
-extern "C" const char* __lsan_default_suppressions() { return "leak:libomp"; }
-#endif
 
 namespace {
 

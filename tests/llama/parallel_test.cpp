@@ -1,5 +1,7 @@
 #include "parallel.hpp"
 
+#include <support/lsan.hpp>
+
 #include <gtest/gtest.h>
 
 #include <omp.h>
