@@ -79,6 +79,27 @@ TEST(Isa, TheLevelAskedForIsTheOneThatRuns) {
   EXPECT_FALSE(same_bits(attend_with(isa_level::baseline).out.elements, attend_with(isa_level::avx2).out.elements));
 }
 
+#if defined(__x86_64__)
+// A tile has as many lanes as its vectors.
+TEST(Isa, TablesAreThoseOfTheirLevel) {
+  const auto lanes = [](isa_level level) { return la::detail::kernels_for<float>(level).lanes; };
+  EXPECT_EQ(lanes(isa_level::baseline), 4);
+  EXPECT_EQ(lanes(isa_level::avx2), 8);
+  for (const isa_level level : {isa_level::avx512, isa_level::avx512_vnni, isa_level::avx512_bf16, isa_level::amx_bf16})
+    EXPECT_EQ(lanes(level), 16);
+  // Bytes, and pairs, have kernels of their own for a few queries.
+  const auto few = [](isa_level level, bool in_pairs) {
+    return &la::detail::position_kernels_for<float>(level, in_pairs);
+  };
+  EXPECT_NE(few(isa_level::baseline, false), few(isa_level::avx2, false));
+  EXPECT_NE(few(isa_level::avx2, false), few(isa_level::avx512, false));
+  EXPECT_NE(few(isa_level::avx512, false), few(isa_level::avx512_vnni, false));
+  EXPECT_EQ(few(isa_level::avx512_vnni, false), few(isa_level::avx512_bf16, false));
+  EXPECT_NE(few(isa_level::avx512_bf16, false), few(isa_level::avx512_bf16, true));
+  EXPECT_NE(few(isa_level::avx512_bf16, true), few(isa_level::amx_bf16, true));
+}
+#endif
+
 // Keys that one instruction set has taken in can be read by another.
 TEST(Isa, AStreamMayChangeIt) {
   sequence<float> s(70, 6, 2, 24, 10);

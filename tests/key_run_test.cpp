@@ -157,6 +157,23 @@ TEST(KeyRuns, MayLieFarFromZero) {
   }
 }
 
+// Of one type or of two, as wide as what computes or narrower: a few queries read some of them where they lie.
+TEST(KeyRuns, MayBeOfAnyTypes) {
+  const auto expect_formula = [](const auto& s, double bound) {
+    auto out = s.out;
+    const la::key_run run{0, s.k.view(), s.v.view()};
+    la::attend(la::query_run{0, s.q.view().slice(0, 1)}, &run, 1, shape, la::none(), out.view().slice(0, 1));
+    for (index_t first = 1; first < tokens; first += 3)
+      la::attend(la::query_run{first, s.q.view().slice(first, 3)}, &run, 1, shape, la::none(),
+                 out.view().slice(first, 3));
+    EXPECT_LE(nmse(out.elements, expected(s, shape, la::none())), bound);
+  };
+  expect_formula(sequence<float, la::half, float>(tokens, heads, kv_heads, dim, dim), 1e-11);
+  expect_formula(sequence<float, float, la::half>(tokens, heads, kv_heads, dim, dim), 1e-11);
+  expect_formula(sequence<float, la::half, la::bfloat16>(tokens, heads, kv_heads, dim, dim), 1e-11);
+  expect_formula(sequence<double, la::half, la::half>(tokens, heads, kv_heads, dim, dim), 1e-24);
+}
+
 TEST(KeyRuns, OfNoQueriesNeedNoKeys) {
   dense<float> none(0, heads, dim), keys(0, kv_heads, dim);
   const la::key_run run{0, keys.view(), keys.view()};
@@ -170,6 +187,19 @@ TEST(KeyRuns, OfNoKeysGiveZerosWhereNoneIsSeen) {
   const la::key_run run{0, keys.view(), keys.view()};
   la::attend(la::query_run{7, s.q.view()}, &run, 1, la::sliding_window(0), la::rope(dim), out.view());
   EXPECT_EQ(out.elements, std::vector<float>(heads * dim));
+}
+
+TEST(KeyRuns, OfSinksAreAllThatAWindowOfNoneNeeds) {
+  const sequence<> s(tokens, heads, kv_heads, dim, dim);
+  const la::lambda_shape sinks_only = {3, 0, 4};
+  const la::key_run run = run_of(s, 0, 3);
+  for (const index_t count : {1, 5, 20}) {
+    dense<float> out(count, heads, dim);
+    la::attend(la::query_run{tokens - count, s.q.view().slice(tokens - count, count)}, &run, 1, sinks_only,
+               la::rope(dim), out.view());
+    const std::vector<double> all = expected(s, sinks_only, la::rope(dim));
+    EXPECT_LE(nmse(out.elements, std::vector<double>(all.end() - count * heads * dim, all.end())), 1e-11);
+  }
 }
 
 TEST(KeyRuns, Refusals) {
@@ -204,6 +234,8 @@ TEST(KeyRuns, Refusals) {
               c.out = s.out.view().slice(0, 1);
             }),
             "attend: expected a run with key 1, which query 30 sees, got none that has it");
+  EXPECT_EQ(refused([&](call& c) { c.runs[1] = run_of(s, 15, tokens - 1); }),
+            "attend: expected a run with key 39, which query 39 sees, got none that has it");
   EXPECT_EQ(refused([&](call& c) { c.runs.push_back(run_of(s, 14, 16)); }),
             "attend: expected every key in one run, got key 14 in two");
   EXPECT_EQ(refused([](call& c) { c.runs.clear(); }),
@@ -229,6 +261,8 @@ TEST(KeyRuns, Refusals) {
             "attend: expected q.rotation to be none or to_position, got 2");
   EXPECT_EQ(refused([](call& c) { c.runs[0].rotation = static_cast<row_rotation>(7); }),
             "attend: expected runs[0].rotation to be none, to_position or to_zero, got 7");
+  EXPECT_EQ(refused([](call& c) { c.runs[0].rotation = static_cast<row_rotation>(-1); }),
+            "attend: expected runs[0].rotation to be none, to_position or to_zero, got -1");
   EXPECT_EQ(refused([&](call& c) { c.runs[1].v = other.view().slice(0, 25); }),
             "attend: expected runs[1] with heads, k.dim and v.dim as runs[0], 2, 16 and 16, got 2, 16 and 32");
   EXPECT_EQ(refused([&](call& c) { c.runs[1].k = other.view().slice(0, 25); }),
@@ -237,8 +271,39 @@ TEST(KeyRuns, Refusals) {
             "attend: expected runs[1].v with the tokens and heads of its k, [25, 2], got [3, 2]");
   EXPECT_EQ(refused([](call& c) { c.runs[1].k.heads = c.runs[1].v.heads = 1; }),
             "attend: expected runs[1] with heads, k.dim and v.dim as runs[0], 2, 16 and 16, got 1, 16 and 16");
+  EXPECT_EQ(refused([](call& c) { c.runs[1].v.heads = 1; }),
+            "attend: expected runs[1].v with the tokens and heads of its k, [25, 2], got [25, 1]");
   EXPECT_EQ(refused([](call& c) { c.runs[1].k.data = nullptr; }),
             "attend: expected runs[1].k with data, got a null pointer");
+  EXPECT_EQ(refused([](call& c) { c.runs[1].v.data = nullptr; }),
+            "attend: expected runs[1].v with data, got a null pointer");
+  EXPECT_EQ(refused([&](call& c) {
+              c.runs.assign(10, run_of(s, 0, 0));
+              c.runs.push_back(run_of(s, 0, tokens));
+              c.runs.back().first = -1;
+            }),
+            "attend: expected runs[10].first >= 0, got -1");
+  EXPECT_EQ(refusal([&] {
+              la::attend(la::query_run{0, s.q.view()},
+                         static_cast<const la::key_run<const float, const float>*>(nullptr), 1, shape, position,
+                         s.out.view());
+            }),
+            "attend: expected runs, got a null pointer");
+  EXPECT_EQ(refused([&](call& c) { c.runs[1].k.data = s.out.elements.data(); }),
+            "attend: expected out not to overlap runs[1].k (out may be exactly q), got overlapping memory");
+  dense<float> weights(1, heads, 13);
+  const auto with_weights = [&](auto change) {
+    return refused([&](call& c) {
+      c.queries = {tokens - 1, s.q.view().slice(tokens - 1, 1)};
+      c.out = s.out.view().slice(tokens - 1, 1);
+      c.options.weights = weights.view();
+      change(c);
+    });
+  };
+  EXPECT_EQ(with_weights([](call& c) { c.options.weights.dim = 12; }),
+            "attend: expected options.weights to be [1, 4, at least 13], got [1, 4, 12]");
+  EXPECT_EQ(with_weights([](call& c) { c.options.weights.data = const_cast<float*>(c.runs[1].v.data); }),
+            "attend: expected options.weights not to overlap k or v, got overlapping memory");
   EXPECT_EQ(refused([&](call& c) { c.runs[1].v.data = s.out.elements.data(); }),
             "attend: expected out not to overlap runs[1].v (out may be exactly q), got overlapping memory");
   EXPECT_EQ(
@@ -247,6 +312,10 @@ TEST(KeyRuns, Refusals) {
   EXPECT_EQ(refused([](call& c) { c.queries.q.dim = 8; }), "attend: expected q.dim == k.dim, got 8 and 16");
 
   const auto whole = run_of(s, 0, tokens);
+  EXPECT_EQ(refusal([&] {
+              la::attend(la::query_run{0, s.q.view()}, &whole, 1, la::lambda_shape{-1, 10, 10}, position, s.out.view());
+            }),
+            "attend: expected num_sinks >= 0, got -1");
   auto rotated = whole;
   rotated.rotation = row_rotation::to_position;
   EXPECT_EQ(refusal([&] {

@@ -10,6 +10,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <sstream>
 #include <stdexcept>
@@ -43,6 +44,16 @@ template <class Storage>
 la::kv_cache<Storage, la::rope> cache_of(const la::lambda_shape& shape) {
   return {shape, la::rope(dim), kv_heads, dim, v_dim, options()};
 }
+
+// An encoding that does not say for which head_dim it is.
+struct three_pairs : la::position_encoding {
+  la::position_data data() const {
+    static const std::uint64_t turns[3] = {};
+    la::position_data data;
+    data.rotation = {turns, 3, la::pair_layout::half_split, 1};
+    return data;
+  }
+};
 
 // The tokens [first, last) of a sequence through a cache, in steps of `step`; returns all outputs so far.
 template <class Cache>
@@ -164,6 +175,30 @@ TYPED_TEST(KvCacheOf, FirstPositionMovesTheWholeStream) {
     // Rows are rounded at other angles: as far apart as the storage's rounding allows.
     for (std::size_t i = 0; i < right.size(); ++i) ASSERT_NEAR(moved[i], right[i], 0.05) << i;
     EXPECT_FALSE(same_bits(right, moved));
+  }
+}
+
+// More of them than kernels take together, on more keys than they take in one pass.
+TEST(KvCache, AnyNumberOfHeadsSharesAKvHead) {
+  const la::lambda_shape shape = la::lm_infinite(3, 150);
+  for (const index_t group : {5, 20, 37}) {
+    sequence<float> s(220, group, 1, 16, 16);
+    la::kv_cache<la::f32, la::rope> cache(shape, la::rope(16), 1, 16, 16);
+    feed(s, cache, 0, 160, 160);
+    for (const auto& [first, step] : {std::pair<index_t, index_t>{160, 1}, {170, 2}, {180, 4}, {200, 5}})
+      feed(s, cache, first, first == 160 ? 170 : first == 170 ? 180 : first == 180 ? 200 : 220, step);
+    EXPECT_LE(nmse(s.out.elements, expected(s, shape, la::rope(16))), 1e-11) << group << " heads";
+  }
+}
+
+// Within one step the sinks of some queries are at their own slots, and those of others at the last one's distances.
+TEST(KvCache, StepsMayStraddleTheLastSlot) {
+  const la::lambda_shape shape = la::streaming_llm(3, 11);
+  for (const index_t step : {2, 3, 4, 5}) {
+    sequence<float> s(40, heads, kv_heads, dim, v_dim);
+    auto cache = cache_of<la::f32>(shape);
+    feed(s, cache, 0, 40, step);
+    EXPECT_LE(nmse(s.out.elements, expected(s, shape, la::rope(dim))), 1e-11) << "steps of " << step;
   }
 }
 
@@ -367,6 +402,19 @@ TEST(KvCache, LoadRefusesHostileNumbers) {
     EXPECT_EQ(loaded(most, held), "load: expected 64 bytes of rows, got 0: the stream ends, or failed");
   EXPECT_EQ(cache.num_tokens(), 0);
 
+  // Positions end before int64 does.
+  la::kv_cache<la::f32, la::none> late(la::lm_infinite(1, 3), {}, 1, 4, 2, {2, 0, la::unlimited - 5});
+  std::stringstream empty;
+  late.save(empty);
+  std::string bytes = empty.str();
+  std::memcpy(&header, bytes.data(), sizeof header);
+  header.num_tokens = 6;
+  header.sum_of_header = header.computed_sum();
+  std::memcpy(bytes.data(), &header, sizeof header);
+  std::stringstream six_tokens(bytes);
+  EXPECT_EQ(refusal([&] { late.load(six_tokens); }),
+            "load: expected at most 5 tokens, and as many or fewer to take back, got 6 and 0");
+
   // The largest stream: a sink and two tokens of a window, each a key and a value, and as many as can be taken back.
   for (const index_t held : {0, 1, 2}) {
     ASSERT_EQ(loaded(most, held, static_cast<std::size_t>(2 * (1 + 2 + held))), "accepted");
@@ -506,6 +554,8 @@ TEST(KvCache, ConstructionRefusals) {
   EXPECT_EQ(with([](arguments& a) { a.v_head_dim = 513; }), "kv_cache: expected 1 <= v_head_dim <= 512, got 513");
   EXPECT_EQ(with([](arguments& a) { a.head_dim = 32; }),
             "kv_cache: expected head_dim = 24, that of the position encoding, got 32");
+  EXPECT_EQ(refusal([] { la::kv_cache<la::f32, three_pairs>(la::lm_infinite(3, 11), three_pairs{}, 1, 5, 5); }),
+            "kv_cache: expected at most head_dim / 2 = 2 pairs in the encoding's rotation, got 3");
 
   // Options.
   EXPECT_EQ(with([](arguments& a) { a.options.max_append = 0; }), "kv_cache: expected 1 <= max_append <= 2^40, got 0");

@@ -142,8 +142,8 @@ TEST(LambdaShape, Refusals) {
   const auto checked = [](const lambda_shape& shape) { return refusal([&] { la::detail::check_shape(shape, "f"); }); };
   for (const lambda_shape& shape : shapes()) EXPECT_EQ(checked(shape), "accepted") << name(shape);
   EXPECT_EQ(checked({-1, 4, 4}), "f: expected num_sinks >= 0, got -1");
-  EXPECT_EQ(checked({0, -2, 4}), "f: expected window >= 0, got -2");
-  EXPECT_EQ(checked({0, 4, -3}), "f: expected distance_limit >= 0, got -3");
+  EXPECT_EQ(checked({0, -1, 4}), "f: expected window >= 0, got -1");
+  EXPECT_EQ(checked({0, 4, -1}), "f: expected distance_limit >= 0, got -1");
 
   lambda_shape slots = la::streaming_llm(4, 10);
   slots.distance_limit = 13;

@@ -256,9 +256,38 @@ TEST(Weights, Refusals) {
   EXPECT_EQ(refused(2, folded),
             "attend: expected options.weights with rows that do not overlap, got dim = 20, token_stride = 160, "
             "head_stride = 4");
-  EXPECT_EQ(refused(1, {s.out.elements.data(), 1, heads, 20, 0, 20}),
-            "attend: expected options.weights not to overlap q, out, options.lse or options.sink_logits, got "
-            "overlapping memory");
+  dense<float> more_heads(2, heads + 1, 20);
+  EXPECT_EQ(refused(2, more_heads.view()),
+            "attend: expected options.weights to be [2, 8, at least 20], got [2, 9, 20]");
+  la::tensor_view<float> backwards = weights.view().slice(0, 2);
+  backwards.token_stride = -160;
+  EXPECT_EQ(refused(2, backwards),
+            "attend: expected options.weights with strides >= 0, got token_stride = -160, head_stride = 20");
+  const std::string apart =
+      "attend: expected options.weights not to overlap q, out, options.lse or options.sink_logits, got "
+      "overlapping memory";
+  EXPECT_EQ(refused(1, {s.out.elements.data(), 1, heads, 20, 0, 20}), apart);
+  EXPECT_EQ(refused(1, {s.q.elements.data(), 1, heads, 20, 0, 20}), apart);
+  const auto beside = [&](auto change) {
+    attention_options options;
+    options.weights = weights.view().slice(0, 1);
+    change(options);
+    return refusal([&] { la::attend(s.q.view().slice(0, 1), cache, s.out.view().slice(0, 1), options); });
+  };
+  EXPECT_EQ(beside([&](attention_options& o) { o.lse = {weights.elements.data() + 150, 1, heads, 1, 0, 1}; }), apart);
+  EXPECT_EQ(beside([&](attention_options& o) { o.sink_logits = {weights.elements.data() + 159, heads}; }), apart);
+
+  // While a stream is short it has no more keys than tokens.
+  la::kv_cache<la::f32, la::rope> young(shape, position, kv_heads, dim, v_dim);
+  la::append(s.k.view().slice(0, 5), s.v.view().slice(0, 5), young);
+  const auto of_young = [&](index_t columns) {
+    dense<float> kept(1, heads, columns), out(1, heads, v_dim);
+    attention_options options;
+    options.weights = kept.view();
+    return refusal([&] { la::attend(s.q.view().slice(4, 1), young, out.view(), options); });
+  };
+  EXPECT_EQ(of_young(5), "accepted");
+  EXPECT_EQ(of_young(4), "attend: expected options.weights to be [1, 8, at least 5], got [1, 8, 4]");
 
   attention_options options;
   options.weights = weights.view();

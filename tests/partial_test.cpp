@@ -179,6 +179,10 @@ TEST(Merge, Refusals) {
   };
   EXPECT_EQ(merging(with_out(a.view(), [](auto& v) { v.tokens = 4; }), out.view()),
             "merge: expected parts of [5, 3, 21], as the result, got [4, 3, 21]");
+  EXPECT_EQ(merging(with_out(a.view(), [](auto& v) { v.heads = 2; }), out.view()),
+            "merge: expected parts of [5, 3, 21], as the result, got [5, 2, 21]");
+  EXPECT_EQ(merging(a.view(), with_out(out.view(), [](auto& v) { v.data = nullptr; })),
+            "merge: expected result.out with data, got a null pointer");
   EXPECT_EQ(merging(with_out(a.view(), [](auto& v) { v.dim = 20; }), out.view()),
             "merge: expected parts of [5, 3, 21], as the result, got [5, 3, 20]");
   EXPECT_EQ(merging(with_out(a.view(), [](auto& v) { v.data = nullptr; }), out.view()),
@@ -265,8 +269,31 @@ TEST(AttendPartial, Refusals) {
   EXPECT_EQ(both([&](arguments& a) { a.result.lse.data = a.result.out.data + 3; }),
             "attend_partial: expected result.lse not to overlap another tensor, got overlapping memory");
   EXPECT_EQ(both([](arguments& a) { a.result.out.heads = 2; }), "attend: expected out.heads == q.heads, got 2 and 3");
+  const la::kv_cache<la::f32, la::none> empty(la::lm_infinite(1, 3), {}, 1, dim, dim);
+  EXPECT_EQ(refusal([&] {
+              la::attend_partial(s.q.view(), empty, {0, 5}, result.view());
+            }),
+            "attend: expected q.tokens <= cache.num_tokens(), got 5 and 0");
   EXPECT_TRUE(same_bits(result.out.elements, before));
   EXPECT_EQ(both([](arguments&) {}), "accepted");
+}
+
+// Beside queries that see some of the range.
+TEST(AttendPartial, OfNoKeysOfOneQueryIsEmpty) {
+  sequence<float> s(tokens, heads, 1, dim, dim);
+  part<> result(9);
+  la::kv_cache<la::f32, la::none> cache(la::sliding_window(1), {}, 1, dim, dim);
+  la::append(s.k.view(), s.v.view(), cache);
+  la::attend_partial(s.q.view().slice(2, 3), cache, {3, 4},
+                     la::partial_result{result.out.view().slice(2, 3), result.lse.view().slice(2, 3)});
+  for (const index_t t : {2, 4}) {
+    for (index_t h = 0; h < heads; ++h) {
+      EXPECT_EQ(*result.lse.view().row(t, h), -infinity);
+      for (index_t d = 0; d < dim; ++d) EXPECT_EQ(result.out.view().row(t, h)[d], 0);
+    }
+  }
+  for (index_t h = 0; h < heads; ++h)
+    for (index_t d = 0; d < dim; ++d) EXPECT_EQ(result.out.view().row(3, h)[d], s.v.view().row(3, 0)[d]);
 }
 
 // A range that no query sees: zeros, and -infinity.

@@ -46,6 +46,25 @@ struct first_pair_turns : la::position_encoding {
   }
 };
 
+// The same of rows half as long: R(0) is not the identity.
+struct first_pair_turns_and_shrinks : first_pair_turns {
+  using first_pair_turns::first_pair_turns;
+
+  template <class Real>
+  void turn(std::uint64_t position, Real* row, index_t head_dim) const noexcept {
+    first_pair_turns::turn(position, row, head_dim);
+    for (index_t d = 0; d < head_dim; ++d) row[d] /= 2;
+  }
+  la::position_data data() const {
+    la::position_data data;
+    data.function = la::row_function_of(*this);
+    return data;
+  }
+  long double score(const long double* q, const long double* k, index_t head_dim, index_t distance) const {
+    return first_pair_turns::score(q, k, head_dim, distance) / 4;
+  }
+};
+
 // Not a rotation, but easy to follow.
 struct doubles_up {
   template <class Real>
@@ -123,15 +142,18 @@ TEST(RowFunction, CallsTheMemberInBothPrecisions) {
 }
 
 TEST(RowFunction, TurnsQueriesAndKeys) {
-  const first_pair_turns position(0.3);
-  for (const la::lambda_shape& shape : {la::lm_infinite(2, 7), la::lambda_shape{2, 9, 4}, la::streaming_llm(2, 7)}) {
-    sequence<float> s(40, 2, 1, 8, 8);
-    la::attend(s.q.view(), s.k.view(), s.v.view(), shape, position, s.out.view());
-    EXPECT_LE(nmse(s.out.elements, expected(s, shape, position)), 1e-11);
-    sequence<double> d(40, 2, 1, 8, 8);
-    la::attend(d.q.view(), d.k.view(), d.v.view(), shape, position, d.out.view());
-    EXPECT_LE(nmse(d.out.elements, expected(d, shape, position)), 1e-24);
-  }
+  const auto expect_formula = [](const auto& position) {
+    for (const la::lambda_shape& shape : {la::lm_infinite(2, 7), la::lambda_shape{2, 9, 4}, la::streaming_llm(2, 7)}) {
+      sequence<float> s(40, 2, 1, 8, 8);
+      la::attend(s.q.view(), s.k.view(), s.v.view(), shape, position, s.out.view());
+      EXPECT_LE(nmse(s.out.elements, expected(s, shape, position)), 1e-11);
+      sequence<double> d(40, 2, 1, 8, 8);
+      la::attend(d.q.view(), d.k.view(), d.v.view(), shape, position, d.out.view());
+      EXPECT_LE(nmse(d.out.elements, expected(d, shape, position)), 1e-24);
+    }
+  };
+  expect_formula(first_pair_turns(0.3));
+  expect_formula(first_pair_turns_and_shrinks(0.3));
 }
 
 TEST(BiasTable, HoldsBothPrecisionsTimesLog2OfE) {
@@ -185,6 +207,7 @@ TEST(BiasTable, Refusals) {
   EXPECT_EQ(made(4, 0), expectation + "4 x 0");
   EXPECT_EQ(made(-1, 4), expectation + "-1 x 4");
   EXPECT_EQ(made(4, la::unlimited), expectation + "4 x 9223372036854775807");
+  EXPECT_EQ(made(index_t{1} << 31, 1), expectation + "2147483648 x 1");
   EXPECT_EQ(made(1 << 21, 1 << 20), expectation + "2097152 x 1048576");
 
   la::bias_table table(2, 3);

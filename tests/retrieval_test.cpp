@@ -1,4 +1,5 @@
 #include <lambda_attention/position/alibi.hpp>
+#include <lambda_attention/position/none.hpp>
 #include <lambda_attention/position/rope.hpp>
 #include <lambda_attention/retrieval.hpp>
 #include <lambda_attention/storage/bf16.hpp>
@@ -8,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
@@ -39,6 +41,39 @@ struct every_other {
     for (index_t i = 0; i < d; ++i) row[i] = static_cast<const float*>(stored)[i / 2] * scale;
   }
 };
+
+constexpr index_t page = 64;  // tokens
+
+// ln of the weight of the best key, for one query at the end of a stream of these keys, all of which it has left behind.
+template <class Storage>
+double best_logit(const dense<float>& q, const dense<float>& k) {
+  la::middle_store<Storage, la::none> store({0, 0, 0}, {}, 1, k.dim, k.dim);
+  la::append(k.view(), k.view(), store);
+  dense<float> out(1, 1, k.dim);
+  dense<double> lse(1, 1, 1);
+  la::attend_top_k(q.view(), store, {1, 0}, la::partial_result{out.view(), lse.view()});
+  return lse.elements[0];
+}
+
+// Pages of equal keys, those of one beside another differing by roundings alone: more pages than are read first.
+template <class Storage>
+void expect_best_of_near_ties(float sign, float difference) {
+  constexpr index_t pages = 40, near_dim = 64;
+  for (std::uint32_t seed = 1; seed <= 20; ++seed) {
+    const dense<float> q = normal<float>(1, 1, near_dim, seed), row = normal<float>(1, 1, near_dim, 100 + seed),
+                       noise = normal<float>(pages, 1, near_dim, 200 + seed);
+    dense<float> all(pages * page, 1, near_dim), one(page, 1, near_dim);
+    double best = -HUGE_VAL;
+    for (index_t p = 0; p < pages; ++p) {
+      for (index_t t = 0; t < page; ++t)
+        for (index_t d = 0; d < near_dim; ++d)
+          one.view().row(t, 0)[d] = all.view().row(p * page + t, 0)[d] =
+              sign * std::fabs(row.view().row(0, 0)[d]) * (1 + difference * noise.view().row(p, 0)[d]);
+      best = std::max(best, best_logit<Storage>(q, one));
+    }
+    EXPECT_EQ(best_logit<Storage>(q, all), best) << "seed " << seed;
+  }
+}
 
 }  // namespace
 
@@ -104,6 +139,24 @@ TEST(AttendTopK, KeepsToAWorkspaceThatIsLargeEnough) {
   const auto* const memory = scratch.data();
   decode();
   EXPECT_EQ(scratch.data(), memory);
+}
+
+// What a page promises is rounded as scores are, and of rows as they are stored.
+TEST(AttendTopK, PassesNoPageOverForItsRoundings) {
+  for (const float sign : {1.0f, -1.0f}) {
+    expect_best_of_near_ties<la::f32>(sign, 0x1p-23f);
+    expect_best_of_near_ties<la::bf16>(sign, 0x1p-8f);
+  }
+}
+
+// A page with an infinity promises everything.
+TEST(AttendTopK, FindsAKeyBesideAnInfinity) {
+  dense<float> q = normal<float>(1, 1, dim, 1), k = normal<float>(30 * page, 1, dim, 2);
+  for (float& x : q.elements) x = std::fabs(x) + 1;
+  std::fill(k.view().row(777, 0), k.view().row(777, 0) + dim, 3.0f);  // the best
+  const double best = best_logit<la::f32>(q, k);
+  k.view().row(778, 0)[5] = -HUGE_VALF;
+  EXPECT_EQ(best_logit<la::f32>(q, k), best);
 }
 
 // However far away the best keys count, their bias moves all of them alike.
@@ -182,6 +235,8 @@ TEST(MiddleStore, Refusals) {
   const la::tensor_view<const float> endless(s.k.elements.data(), index_t{1} << 40, kv_heads, dim, 0, dim);
   EXPECT_EQ(append_refused(endless, endless),
             "append: expected a store of at most 2^40 tokens, got 5 and 1099511627776 more");
+  EXPECT_NE(refusal([&] { la::append(s.k.view(), s.v.view(), store, static_cast<la::isa_level>(7)); }), "accepted");
+  EXPECT_EQ(store.num_tokens(), 5);
   for (const index_t count : {-1, 6})
     EXPECT_EQ(refusal([&] { store.rewind(count); }),
               "rewind: expected 0 <= tokens <= 5, those of the store, got " + std::to_string(count));

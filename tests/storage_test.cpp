@@ -11,6 +11,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <sstream>
 
 #include "refusal.hpp"
 #include "storage/stored.hpp"
@@ -40,6 +41,24 @@ struct fixed16 {
   }
 };
 
+// Rows of an odd number of bytes.
+struct odd_rows : fixed16 {
+  static constexpr index_t row_bytes(index_t dim) { return 2 * dim + 1; }
+
+  static float encode(const float* row, index_t dim, void* stored) {
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(stored) % 16, 0u);
+    return fixed16::encode(row, dim, stored);
+  }
+};
+
+// Rows of twice the bytes; the same of long rows alone.
+struct wide16 : fixed16 {
+  static constexpr index_t row_bytes(index_t dim) { return 4 * dim; }
+};
+struct wide16_beyond_16 : fixed16 {
+  static constexpr index_t row_bytes(index_t dim) { return (dim > 16 ? 4 : 2) * dim; }
+};
+
 // Rows of no bytes, or of fewer.
 template <index_t Bytes>
 struct rows_of : fixed16 {
@@ -63,6 +82,8 @@ struct narrowed {
 }  // namespace
 
 TEST(CustomStorage, ScaledRowsDecodeAndChunks) { expect_attention_to_stored_rows<fixed16>(); }
+
+TEST(CustomStorage, RowsAreAlignedWhateverTheirBytes) { expect_attention_to_stored_rows<odd_rows>(); }
 
 TEST(CustomStorage, RowsForDouble) { expect_attention_to_stored_rows<narrowed>(); }
 
@@ -94,6 +115,23 @@ TEST(CustomStorage, WhatDoesNotFitIsRefused) {
   EXPECT_EQ(refused(rows_of<-1>{}, 10, 1), "kv_cache: expected 0 <= row_bytes(dim) < 2^55 of its storage, got -1");
   EXPECT_EQ(refused(rows_of<INT64_MAX>{}, 10, 1),
             "kv_cache: expected 0 <= row_bytes(dim) < 2^55 of its storage, got 9223372036854775807");
+}
+
+// Of two custom storages it is their rows that differ.
+TEST(CustomStorage, FilesAreOfRowsOfTheSameBytes) {
+  const auto loaded = [](auto from, auto to) {
+    std::stringstream file;
+    la::kv_cache<decltype(from), la::none>(la::sliding_window(9), {}, 1, 16, 32).save(file);
+    la::kv_cache<decltype(to), la::none> cache(la::sliding_window(9), {}, 1, 16, 32);
+    return refusal([&] { cache.load(file); });
+  };
+  EXPECT_EQ(loaded(fixed16{}, fixed16{}), "accepted");
+  EXPECT_EQ(loaded(narrowed{}, wide16{}),
+            "load: expected bytes of a sink's number = 4, that of the cache, got 8 in the file");
+  EXPECT_EQ(loaded(fixed16{}, wide16{}),
+            "load: expected bytes of a row of keys = 64, that of the cache, got 32 in the file");
+  EXPECT_EQ(loaded(fixed16{}, wide16_beyond_16{}),
+            "load: expected bytes of a row of values = 128, that of the cache, got 64 in the file");
 }
 
 TEST(CustomStorage, MemoryIsWhatRowBytesSays) {

@@ -244,6 +244,23 @@ TEST(ScratchBytes, AreNotWasteful) {
 }
 
 // A fault before anything has been written: the cache is as it was.
+// Workers that share the keys of a head count the parts that are done: each call from none.
+TEST(Workspace, IsSharedByCallsWhoseWorkersShareKeys) {
+  const sequence<float> s(3000, 2, 2, 16, 16);
+  la::kv_cache<la::f32, la::none> cache(la::sliding_window(3000), {}, 2, 16, 16);
+  la::append(s.k.view(), s.v.view(), cache);
+  la::workspace scratch;
+  la::attention_options options;
+  options.workspace = &scratch;
+  dense<float> right(1, 2, 16);
+  la::attend(s.q.view().slice(2999, 1), cache, right.view());
+  for (int call = 0; call < 3; ++call) {
+    dense<float> out(1, 2, 16);
+    la::attend(s.q.view().slice(2999, 1), cache, out.view(), options, workers_in_turn<8>());
+    EXPECT_TRUE(same_bits(out.elements, right.elements)) << "call " << call;
+  }
+}
+
 TEST(Workspace, ACallThatFindsNoMemoryChangesNothing) {
   const la::rope position(dim);
   la::kv_cache<la::f32, la::rope> cache(la::lm_infinite(3, 17), position, kv_heads, dim, v_dim), other = cache;

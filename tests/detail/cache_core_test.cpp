@@ -101,6 +101,17 @@ TEST(CacheCore, KeepsWhatQueriesCanAskFor) {
   EXPECT_EQ(rows_held(clamped, key_kind::window_far), 19 + max_append);
   EXPECT_NE(clamped.rows().keys[2].data, clamped.rows().keys[3].data);
 
+  const core just_reached = made(la::lambda_shape{3, 20, 19}, true), one_less = made(la::lambda_shape{3, 20, 18}, true);
+  EXPECT_EQ(just_reached.rows().keys[2].data, just_reached.rows().keys[3].data);
+  EXPECT_NE(one_less.rows().keys[2].data, one_less.rows().keys[3].data);
+
+  // A bias has a limit too, but rows are the same however far they are.
+  const core biased = {{{la::lambda_shape{3, 20, 6}, true}, false, 1, dim, v_dim, max_append, max_rewind, 0},
+                       la::detail::functions_of<la::f32>(),
+                       la::detail::functions_of<la::f32>()};
+  EXPECT_EQ(rows_held(biased, key_kind::window_near), 19 + max_append);
+  EXPECT_EQ(biased.rows().keys[2].data, biased.rows().keys[3].data);
+
   const core slots = made(la::streaming_llm(3, 20), true);
   EXPECT_EQ(slots.rows().keys[0].data, slots.rows().keys[1].data);  // far sinks are rotated ones
   EXPECT_EQ(rows_held(slots, key_kind::sinks_near), 3);
@@ -173,6 +184,17 @@ TEST(CacheCore, KnowsWhatAFailedStepHasOverwritten) {
   cache.clear();
   EXPECT_EQ(cache.num_tokens(), 0);
   EXPECT_EQ(cache.newest_held(), 0);
+  append(cache, 3);  // of the stream that begins anew all is there
+  EXPECT_EQ(cache.newest_held(), 3);
+}
+
+// The first row that is overwritten is one that queries before the newest need.
+TEST(CacheCore, KnowsWhenItsRingIsFull) {
+  core cache = made(la::sliding_window(7), false);
+  for (index_t tokens = 1; tokens <= 30; ++tokens) {
+    append(cache, 1);
+    EXPECT_EQ(cache.newest_held(), tokens <= 6 + max_append ? tokens : max_append) << tokens << " tokens";
+  }
 }
 
 // Rings of max_append + max_rewind rows more than the next query sees, near ones and far ones.

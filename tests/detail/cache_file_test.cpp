@@ -74,8 +74,25 @@ TEST(Fingerprint, TellsEncodingsApart) {
   weights.back() = 0.75f;
   EXPECT_TRUE(is_new(la::t5_bias(weights.data(), 8, 4)));
   EXPECT_FALSE(is_new(la::t5_bias(weights.data(), 8, 4)));
+  const double slopes[] = {0.5, 0.25}, other_slopes[] = {0.5, 0.125};
+  EXPECT_TRUE(is_new(la::alibi(slopes, 2)));
+  EXPECT_TRUE(is_new(la::alibi(other_slopes, 2)));
   EXPECT_FALSE(is_new(la::rope(16)));
   EXPECT_FALSE(is_new(la::alibi(8)));
+}
+
+TEST(Fingerprint, TellsDataApart) {
+  la::position_data data;
+  const auto fingerprint = [&] { return la::detail::fingerprint(data, 1); };
+  std::set<std::uint64_t> seen = {fingerprint()};
+  data.function.self = &seen;
+  EXPECT_TRUE(seen.insert(fingerprint()).second);
+  data = {};
+  la::bias_table biases(1, 9);
+  data.biases = &biases;
+  EXPECT_TRUE(seen.insert(fingerprint()).second);
+  biases.set(0, 8, 0.5);  // the last distance alone
+  EXPECT_TRUE(seen.insert(fingerprint()).second);
 }
 
 // Frequencies that another processor computes may differ in their last bits.

@@ -230,6 +230,12 @@ TEST(Checks, Dims) {
   EXPECT_EQ(both([](call& c) { c.v.dim = 0; }), "attend: expected 1 <= v.dim <= 512, got 0");
   EXPECT_EQ(both([](call& c) { c.v.dim = 513; }), "attend: expected 1 <= v.dim <= 512, got 513");
   EXPECT_EQ(append([](call& c) { c.v.dim = 0; }), "append: expected 1 <= v.dim <= 512, got 0");
+  EXPECT_EQ(sequence([](call& c) {
+              c.q = c.k = la::token_major(c.memory.data(), 1, 1, 512);
+              c.v.tokens = c.v.heads = c.out.tokens = c.out.heads = 1;
+              c.out.data = c.free_memory();
+            }),
+            "accepted");
 }
 
 TEST(Checks, TensorsThatDoNotFitEachOther) {
@@ -237,6 +243,7 @@ TEST(Checks, TensorsThatDoNotFitEachOther) {
   EXPECT_EQ(both([](call& c) { c.v.heads = 1; }), "attend: expected v.heads == k.heads, got 1 and 2");
   EXPECT_EQ(both([](call& c) { c.k.tokens = c.v.tokens = 6; }), "attend: expected k.tokens == q.tokens, got 6 and 7");
   EXPECT_EQ(both([](call& c) { c.out.tokens = 6; }), "attend: expected out.tokens == q.tokens, got 6 and 7");
+  EXPECT_EQ(both([](call& c) { c.out.tokens = 8; }), "attend: expected out.tokens == q.tokens, got 8 and 7");
   EXPECT_EQ(both([](call& c) { c.out.heads = 3; }), "attend: expected out.heads == q.heads, got 3 and 4");
   EXPECT_EQ(sequence([](call& c) { c.out.dim = 5; }), "attend: expected out.dim == v.dim, got 5 and 6");
   EXPECT_EQ(sequence([](call& c) { c.q.dim = 7; }), "attend: expected q.dim == k.dim, got 7 and 8");
@@ -276,7 +283,8 @@ namespace {
 
 // Encodings that do not say for how many heads and for which head_dim they are.
 struct table_without_heads : la::position_encoding {
-  la::bias_table table{3, 5};
+  la::bias_table table;
+  explicit table_without_heads(index_t num_heads) : table(num_heads, 5) {}
   la::position_data data() const {
     la::position_data data;
     data.biases = &table;
@@ -285,9 +293,11 @@ struct table_without_heads : la::position_encoding {
 };
 struct pairs_without_head_dim : la::position_encoding {
   std::vector<std::uint64_t> turns = std::vector<std::uint64_t>(5);
+  index_t num_pairs;
+  explicit pairs_without_head_dim(index_t pairs) : num_pairs(pairs) {}
   la::position_data data() const {
     la::position_data data;
-    data.rotation = {turns.data(), 5, la::pair_layout::half_split, 1};
+    data.rotation = {turns.data(), num_pairs, la::pair_layout::half_split, 1};
     return data;
   }
 };
@@ -296,10 +306,16 @@ struct pairs_without_head_dim : la::position_encoding {
 
 TEST(Checks, DataOfAnEncoding) {
   const auto nothing = [](call&) {};
-  EXPECT_EQ(sequence(nothing, table_without_heads{}),
-            "attend: expected q.heads = 3, that of the encoding's bias_table, got 4");
-  EXPECT_EQ(sequence(nothing, pairs_without_head_dim{}),
-            "attend: expected at most head_dim / 2 = 4 pairs in the encoding's rotation, got 5");
+  for (const index_t table_heads : {3, 5})
+    EXPECT_EQ(
+        sequence(nothing, table_without_heads(table_heads)),
+        "attend: expected q.heads = " + std::to_string(table_heads) + ", that of the encoding's bias_table, got 4");
+  EXPECT_EQ(sequence(nothing, table_without_heads(4)), "accepted");
+  for (const index_t pairs : {-1, 5})
+    EXPECT_EQ(
+        sequence(nothing, pairs_without_head_dim(pairs)),
+        "attend: expected at most head_dim / 2 = 4 pairs in the encoding's rotation, got " + std::to_string(pairs));
+  EXPECT_EQ(sequence(nothing, pairs_without_head_dim(4)), "accepted");
 }
 
 TEST(Checks, OutputRowsThatOverlap) {
@@ -371,6 +387,7 @@ TEST(Checks, SinkLogits) {
   const std::string text = "attend: expected options.sink_logits with q.heads = 4 numbers, got ";
   EXPECT_EQ(both(sinks(4)), "accepted");
   EXPECT_EQ(both(sinks(3)), text + "3");
+  EXPECT_EQ(both(sinks(5)), text + "5");
   EXPECT_EQ(both(sinks(0)), text + "0");
   EXPECT_EQ(both(sinks(-4)), text + "-4");
   EXPECT_EQ(both([](call& c) { c.options.sink_logits.size = 4; }), text + "4 at a null pointer");
@@ -387,6 +404,8 @@ TEST(Checks, Lse) {
   EXPECT_EQ(both(lse(7, 4, 1)), "accepted");
   EXPECT_EQ(both(lse(6, 4, 1)), "attend: expected options.lse to be [7, 4, 1], got [6, 4, 1]");
   EXPECT_EQ(both(lse(7, 2, 1)), "attend: expected options.lse to be [7, 4, 1], got [7, 2, 1]");
+  EXPECT_EQ(both(lse(8, 4, 1)), "attend: expected options.lse to be [7, 4, 1], got [8, 4, 1]");
+  EXPECT_EQ(both(lse(7, 5, 1)), "attend: expected options.lse to be [7, 4, 1], got [7, 5, 1]");
   EXPECT_EQ(both(lse(7, 4, 2)), "attend: expected options.lse to be [7, 4, 1], got [7, 4, 2]");
   EXPECT_EQ(both(lse(-7, 4, 1)), "attend: expected options.lse with tokens, heads and dim >= 0, got [-7, 4, 1]");
   const auto spoilt = [&](auto change) {
@@ -439,6 +458,12 @@ TEST(Checks, Positions) {
   EXPECT_EQ(stream(nothing, unlimited - 12), "accepted");
   EXPECT_EQ(stream(nothing, unlimited - 11),
             "attend: expected positions below 2^63, got first_position = 9223372036854775796 and 12 tokens");
+  // As many tokens as no number counts: every one is the same row.
+  const auto endless = [](call& c) {
+    c.k.tokens = c.v.tokens = unlimited;
+    c.k.token_stride = c.v.token_stride = 0;
+  };
+  EXPECT_EQ(append(endless), "append: expected fewer than 2^63 tokens, got 5 and 9223372036854775807 more");
   EXPECT_EQ(append(nothing, unlimited - 11),
             "append: expected positions below 2^63, got first_position = 9223372036854775796 and 12 tokens");
 }
@@ -468,7 +493,6 @@ TEST(Checks, QueriesThatTheCacheNoLongerKnows) {
 
   cache_type cache = new_cache();  // max_append 10
   const call past;
-  for (int i = 0; i < 3; ++i) la::append(past.k, past.v, cache);
   std::vector<float> memory(11 * heads * (dim + v_dim));
   const auto attend = [&](index_t count) {
     return refusal([&] {
@@ -476,8 +500,15 @@ TEST(Checks, QueriesThatTheCacheNoLongerKnows) {
                  la::token_major(memory.data() + 11 * heads * dim, count, heads, v_dim));
     });
   };
-  EXPECT_EQ(attend(10), "accepted");
-  EXPECT_EQ(attend(11),
-            "attend: expected q.tokens <= 10, got 11: the ring does not hold what older queries saw (it holds that of "
-            "max_append = 10 tokens, less those taken back or of a step that failed)");
+  // 12 tokens, of which the ring has lost none; and more.
+  la::append(past.k, past.v, cache);
+  la::append(past.k.slice(0, 5), past.v.slice(0, 5), cache);
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(attend(10), "accepted");
+    EXPECT_EQ(
+        attend(11),
+        "attend: expected q.tokens <= 10, got 11: the ring does not hold what older queries saw (it holds that of "
+        "max_append = 10 tokens, less those taken back or of a step that failed)");
+    la::append(past.k, past.v, cache);
+  }
 }

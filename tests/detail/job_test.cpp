@@ -29,6 +29,12 @@ TEST(AttentionJob, GroupsQueryHeads) {
   EXPECT_EQ(job(la::full_causal(), 1, 5, 5).group(), 1);
 }
 
+TEST(AttentionJob, SeesSinksAndTheWindowsOfItsQueries) {
+  attention_job<float> j = job(la::lm_infinite(16, 1024), 3, 4, 2);
+  j.first_query = 5000;
+  EXPECT_EQ(j.keys_seen(), 16 + 1024 + 2);
+}
+
 // As many as make 16 queries, or what kernels take of pairs, with the heads of a group, and 4 of any.
 TEST(AttentionJob, FewTokensOfAStreamAreReadByPosition) {
   for (const bool in_pairs : {false, true}) {

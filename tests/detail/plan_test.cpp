@@ -149,7 +149,12 @@ TEST(plan, covers_the_visible_pairs_of_small_shapes_once) {
     for (index_t window : {0, 1, 2, 3, 4, 6, 9, 13, 21, 22, 30}) {
       for (index_t limit = 0; limit < num_queries + 2; ++limit) check({num_sinks, window, limit});
       check({num_sinks, window, unlimited});
-      check(streaming_llm(num_sinks, window));
+      lambda_shape slots = streaming_llm(num_sinks, window);
+      check(slots);
+      for (const index_t above : {0, 1, 3}) {  // a limit that no distance between slots exceeds
+        slots.distance_limit = slots.last_slot() + above;
+        if (slots.distance_limit >= 0) check(slots);
+      }
     }
   }
   check(full_causal());
@@ -215,6 +220,23 @@ TEST(plan, holds_at_large_numbers) {
                            << key;
       }
     }
+  }
+}
+
+// A constant whose arithmetic overflowed would not compile.
+static_assert(plan_shape{full_causal(), true}.bands(5, 6).count == 1 &&
+              plan_shape{{0, 8, 3}, true}.bands(9, 10).count == 2);
+
+// Of a tile whose window is full, the stairs alone are masked: as many pairs as they have, at the diagonal and at the old edge.
+TEST(plan, masks_no_more_than_the_stairs) {
+  constexpr index_t lanes = 16, first = 4096;
+  const plan_shape plan = {lm_infinite(16, 1024), true};
+  for (const index_t columns : {1, 2, 4}) {
+    index_t masked = 0;
+    for_each_segment_of(plan, {first, columns * lanes, lanes}, 1, [&](const key_segment& s) {
+      if (s.masked) masked += s.num_keys * s.num_columns * lanes;
+    });
+    EXPECT_LE(masked, lanes * lanes * columns * (columns + 1)) << columns << " columns";
   }
 }
 

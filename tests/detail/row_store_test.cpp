@@ -175,3 +175,32 @@ TEST(RowStore, DenseRowsOfTheKernelsTypeAreReadInPlace) {
   EXPECT_FALSE(in_place(row_format::f64, 80));
   EXPECT_FALSE(in_place(row_format::f16, 40));
 }
+
+TEST(RowStore, RowsInRunsAreNot) {
+  row_store<float> store;
+  store.dim = 20;
+  store.row_bytes = 80;
+  EXPECT_TRUE(readable_in_place(store, row_rotation::none));
+  store.in_runs = true;
+  EXPECT_FALSE(readable_in_place(store, row_rotation::none));
+}
+
+// Pairs are words: each begins at a multiple of 4 bytes.
+TEST(RowStore, PairsAreReadInPlaceWhereTheyAreWords) {
+  alignas(4) static const unsigned char memory[256] = {};
+  const auto in_place = [](index_t dim, index_t row_bytes, index_t head_bytes, index_t first_byte) {
+    row_store<float> store;
+    store.format = row_format::bf16;
+    store.data = memory + first_byte;
+    store.dim = dim;
+    store.row_bytes = row_bytes;
+    store.head_bytes = head_bytes;
+    return readable_in_place(store, row_rotation::none, true);
+  };
+  EXPECT_TRUE(in_place(20, 40, 80, 0));
+  EXPECT_FALSE(in_place(19, 40, 80, 0));
+  EXPECT_FALSE(in_place(20, 42, 80, 0));
+  EXPECT_FALSE(in_place(20, 40, 82, 0));
+  EXPECT_FALSE(in_place(20, 40, 80, 2));
+  EXPECT_FALSE(in_place(20, 80, 160, 0));  // two heads a token
+}

@@ -108,7 +108,7 @@ TYPED_TEST(RowTurner, MovesFromPositionsToPositions) {
   row_turner<TypeParam> one(la::detail::kernels_for<TypeParam>(la::isa()), position.data(), 20, one_memory.numbers);
   const std::vector<TypeParam> row(20, 1);
   for (const std::uint64_t first : {5U, 6U, 5U, 0U}) {
-    for (const index_t count : {3, 1, 2}) {
+    for (const index_t count : {1, 3, 1, 2}) {
       many.move_to(first, count);
       for (index_t i = 0; i < count; ++i) {
         std::vector<TypeParam> a(20), b(20);

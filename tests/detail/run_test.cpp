@@ -26,25 +26,34 @@ attention_job<float> job(index_t tokens, index_t kv_heads, index_t first_query =
   return j;
 }
 
+// Heads side by side, of which a task takes several.
+attention_job<float> of_near_heads(index_t tokens, index_t kv_heads) {
+  attention_job<float> j = job(tokens, kv_heads);
+  for (auto& keys : j.rows.keys) keys.head_bytes = 128;
+  return j;
+}
+
 }  // namespace
 
 TEST(JobList, TasksHoldEveryQueryOfEveryHeadOnce) {
   for (const index_t workers : {1, 2, 3, 64}) {
-    const std::vector<attention_job<float>> jobs = {job(1, 3), job(5000, 2, 70), job(0, 4), job(513, 1), job(512, 5)};
-    const job_list<float> list(jobs.data(), static_cast<index_t>(jobs.size()), workers);
-    std::vector<std::vector<int>> times;
-    for (const auto& j : jobs) times.emplace_back(static_cast<std::size_t>(j.q.tokens * j.num_kv_heads));
-    for (index_t number = 0; number < list.num_tasks(); ++number) {
-      const task<float> t = list.at(number);
-      ASSERT_LT(t.first_query, t.last_query);
-      ASSERT_EQ((t.first_query - t.job->first_query) % queries_per_chunk, 0) << "a cut in a chunk";
-      for (index_t head = t.first_kv_head; head < t.first_kv_head + t.num_kv_heads; ++head)
-        for (index_t query = t.first_query; query < t.last_query; ++query)
-          ++times[static_cast<std::size_t>(t.job - jobs.data())].at(
-              static_cast<std::size_t>(head * t.job->q.tokens + query - t.job->first_query));
+    for (const auto& jobs : {std::vector{job(1, 3), job(5000, 2, 70), job(0, 4), job(513, 1), job(512, 5)},
+                             std::vector{job(5000, 1)}, std::vector{of_near_heads(100, 7)}}) {
+      const job_list<float> list(jobs.data(), static_cast<index_t>(jobs.size()), workers);
+      std::vector<std::vector<int>> times;
+      for (const auto& j : jobs) times.emplace_back(static_cast<std::size_t>(j.q.tokens * j.num_kv_heads));
+      for (index_t number = 0; number < list.num_tasks(); ++number) {
+        const task<float> t = list.at(number);
+        ASSERT_LT(t.first_query, t.last_query);
+        ASSERT_EQ((t.first_query - t.job->first_query) % queries_per_chunk, 0) << "a cut in a chunk";
+        for (index_t head = t.first_kv_head; head < t.first_kv_head + t.num_kv_heads; ++head)
+          for (index_t query = t.first_query; query < t.last_query; ++query)
+            ++times[static_cast<std::size_t>(t.job - jobs.data())].at(
+                static_cast<std::size_t>(head * t.job->q.tokens + query - t.job->first_query));
+      }
+      for (const auto& of_job : times)
+        for (const int count : of_job) ASSERT_EQ(count, 1) << workers << " workers";
     }
-    for (const auto& of_job : times)
-      for (const int count : of_job) ASSERT_EQ(count, 1) << workers << " workers";
   }
 }
 
@@ -92,6 +101,17 @@ TEST(JobList, SharesOnlyKeysThatAreReadAsStored) {
   EXPECT_EQ(list.at(0).parts.last, num_parts(j));
 }
 
+// Five parts for three workers: two, two, and one.
+TEST(JobList, TheLastTaskTakesTheRest) {
+  attention_job<float> j = token_of_stream(1, 100000);
+  j.plan.shape.window = 5500;
+  ASSERT_EQ(num_parts(j), 5);
+  const job_list<float> list(&j, 1, 3);
+  ASSERT_EQ(list.num_tasks(), 3);
+  EXPECT_EQ(list.at(2).parts.first, 4);
+  EXPECT_EQ(list.at(2).parts.last, 5);
+}
+
 TEST(JobList, SharesKeysWhereWorkersOutnumberTheHeads) {
   const auto num_tasks = [](index_t kv_heads, index_t tokens_seen, index_t workers) {
     const attention_job<float> j = token_of_stream(kv_heads, tokens_seen);
@@ -112,6 +132,7 @@ TEST(JobList, CutsAsManyTasksAsTheWorkersNeed) {
     return job_list<float>(&j, 1, workers).num_tasks();
   };
   EXPECT_EQ(num_tasks(100000, 8, 1), 8);  // nothing is copied twice
+  EXPECT_EQ(num_tasks(100000, 1, 1), 1);
   EXPECT_EQ(num_tasks(100000, 8, 2), 8);  // four a worker
   EXPECT_EQ(num_tasks(100000, 1, 2), 8);
   EXPECT_EQ(num_tasks(8192, 1, 16), 16);  // at least 512 queries

@@ -147,8 +147,9 @@ TEST(Streams, Refusals) {
   using steps_type = std::vector<step_type>;
   EXPECT_EQ(refused([](steps_type&) {}), "accepted");
   EXPECT_EQ(refused([](steps_type&) {}, -1), "attend: expected num_streams >= 0, got -1");
-  EXPECT_EQ(refusal([] { la::attend(static_cast<const step_type*>(nullptr), 2); }),
-            "attend: expected streams, got a null pointer");
+  for (const index_t count : {1, 2})
+    EXPECT_EQ(refusal([&] { la::attend(static_cast<const step_type*>(nullptr), count); }),
+              "attend: expected streams, got a null pointer");
   EXPECT_EQ(refused([](steps_type& s) { s[1].cache = nullptr; }), "attend: expected a cache, got a null pointer");
   EXPECT_EQ(refused([](steps_type& s) {
               s[2].k = s[0].k;

@@ -175,6 +175,26 @@ TEST(Tensor, ErasesAViewsTypeAndNothingElse) {
   EXPECT_EQ(t.slice(2, 0).extent_bytes(), 0);
 }
 
+TEST(Tensor, StridesThatLeadNowhereAreZero) {
+  const float elements[4] = {};
+  const tensor t = la::detail::erase(la::tensor_view<const float>(elements, 1, 1, 4, 20, 5));
+  EXPECT_EQ(t.token_stride, 0);
+  EXPECT_EQ(t.head_stride, 0);
+}
+
+// Products and sums that are small again once they have overflowed.
+TEST(Tensor, ExtentsThatOverflowAreRefused) {
+  constexpr index_t most = la::unlimited, quarter = index_t{1} << 62;
+  const auto checked = [](const tensor& t) { return refusal([&] { la::detail::check_tensor(t, "f", "t"); }); };
+  EXPECT_EQ(checked(made(0, 5, 1, 4, quarter, 0, 1)),
+            "f: expected t to end within 2^63 bytes, got [5, 1, 4] with strides 4611686018427387904, 0");
+  EXPECT_NE(checked(made(0, 1, 5, 4, 0, quarter, 1)), "accepted");
+  EXPECT_NE(checked(made(0, 2, 2, 4, most, most, 1)), "accepted");
+  EXPECT_NE(checked(made(0, 2, 1, 4, most - 1, 0, 1)), "accepted");
+  EXPECT_NE(checked(made(0, 2, 1, 4, quarter, 0, 4)), "accepted");
+  EXPECT_EQ(checked(made(0, 2, 1, 4, most - 4, 0, 1)), "accepted");
+}
+
 TEST(Tensor, FormatsOfTheElementTypes) {
   EXPECT_EQ(la::detail::erase(la::tensor_view<float>()).format, la::row_format::f32);
   EXPECT_EQ(la::detail::erase(la::tensor_view<double>()).format, la::row_format::f64);

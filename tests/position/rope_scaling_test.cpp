@@ -109,6 +109,22 @@ TEST(RopeScaling, YarnGoesOverWithTheNumberOfThePair) {
                                                                   {31, 3.3338035804083101e-6}});
 }
 
+// Where no pair turns so fast, or so slowly, it goes over from the first or up to the last dim.
+TEST(RopeScaling, YarnStaysWithinThePairs) {
+  expect_frequencies(la::scaled_rope(64, 10000, yarn(4, 100)), {{0, 1},
+                                                                {1, 6.9365214363252159e-1},
+                                                                {5, 1.4821085660385344e-1},
+                                                                {9, 2.4371561803304815e-2},
+                                                                {10, 1.4058533129758728e-2},
+                                                                {31, 3.3338035804083099e-5}});
+  expect_frequencies(la::scaled_rope(64, 10000, with(yarn(4, 4096), &la::yarn_scaling::beta_slow, 1e-6)),
+                     {{0, 1},
+                      {10, 5.6234132519034911e-2},
+                      {11, 4.1572910007817779e-2},
+                      {20, 2.7147855384464389e-3},
+                      {31, 9.372391197751664e-5}});
+}
+
 TEST(RopeScaling, YarnMultipliesRows) {
   const auto factor = [](const la::yarn_scaling& scaling) { return la::scaled_rope(64, 10000, scaling).factor(); };
   EXPECT_NEAR(factor(yarn(4, 32768)), 1.1386294361119891, 1e-15);
@@ -120,6 +136,8 @@ TEST(RopeScaling, YarnMultipliesRows) {
   EXPECT_NEAR(factor(deepseek), 1.0857263992561357, 1e-15);
   deepseek.mscale = 0.707;
   EXPECT_EQ(factor(deepseek), 1);
+  deepseek.mscale_all_dim = 0;  // both or none
+  EXPECT_NEAR(factor(deepseek), 1.3688879454113936, 1e-15);
   deepseek.attention_factor = 1.5;
   EXPECT_EQ(factor(deepseek), 1.5);
   la::rope_options options;
@@ -188,8 +206,12 @@ TEST(RopeScaling, Refusals) {
             "llama3_scaling: expected 0 < low_freq_factor < high_freq_factor, got 4 and 4");
   EXPECT_EQ(made(with(llama3{}, &llama3::low_freq_factor, 0)),
             "llama3_scaling: expected 0 < low_freq_factor < high_freq_factor, got 0 and 4");
+  EXPECT_EQ(made(with(llama3{}, &llama3::high_freq_factor, infinity)),
+            "llama3_scaling: expected 0 < low_freq_factor < high_freq_factor, got 1 and inf");
   EXPECT_EQ(made(with(yarn(4, 4096), &la::yarn_scaling::beta_fast, 1)),
             "yarn_scaling: expected 0 < beta_slow < beta_fast, got 1 and 1");
+  EXPECT_EQ(made(with(yarn(4, 4096), &la::yarn_scaling::beta_slow, 0)),
+            "yarn_scaling: expected 0 < beta_slow < beta_fast, got 0 and 32");
   EXPECT_EQ(made(with(yarn(4, 4096), &la::yarn_scaling::attention_factor, -1)),
             "yarn_scaling: expected a finite attention factor > 0, got -1");
   for (const double theta : {1.0, 0.0, -5.0}) EXPECT_NE(made(la::linear_scaling{}, theta), "accepted");

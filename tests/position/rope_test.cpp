@@ -93,6 +93,8 @@ TEST(Rope, TurnsAreFractionsOf64Bits) {
     const std::uint64_t right = std::uint64_t{0x28be60db9391054a} >> p;
     EXPECT_LE(position.data().rotation.turns[p] - (right - 1), 2u) << p;
   }
+  const double three_quarters = 6.283185307179586 * 0.75 * 0x1p-64;  // of the smallest turn: it is the nearest
+  EXPECT_EQ(rope(2, &three_quarters, 1).data().rotation.turns[0], 1u);
 }
 
 TEST(Rope, PhasesAreAngles) {

@@ -68,6 +68,9 @@ TEST(T5Bias, BucketsThatBeginAtWholeDistances) {
   expect_buckets(2, 2, {0, 1});
 }
 
+// So near the largest distance that its logarithm is rounded to that one's.
+TEST(T5Bias, ThereIsNoBucketPastTheLast) { EXPECT_EQ(buckets(32, 1 << 21).bucket((1 << 21) - 1), 31); }
+
 TEST(T5Bias, BucketsOfOtherSizes) {
   expect_buckets(32, 128, first_distances(32, 128));
   expect_buckets(32, 256, first_distances(32, 256));
@@ -130,6 +133,19 @@ TEST(T5Bias, KernelsAddTheBias) {
       }
     }
   }
+}
+
+// The same of a stream, token by token, farther than the table goes.
+TEST(T5Bias, KernelsAddTheBiasOfStreams) {
+  const index_t n = 300, heads = 3;
+  std::vector<float> weights;
+  for (int i = 0; i < 32 * 3; ++i) weights.push_back(static_cast<float>(i % 17) / 8 - 1);
+  const t5_bias position(weights.data(), 32, heads);
+  sequence<float> s(n, heads, 1, 16, 16);
+  la::kv_cache<la::f32, t5_bias> cache(la::sliding_window(n), position, 1, 16, 16);
+  for (index_t i = 0; i < n; ++i)
+    la::attend(s.q.view().slice(i, 1), s.k.view().slice(i, 1), s.v.view().slice(i, 1), cache, s.out.view().slice(i, 1));
+  EXPECT_LE(nmse(s.out.elements, expected(s, la::sliding_window(n), position)), 1e-11);
 }
 
 TEST(T5Bias, Refusals) {

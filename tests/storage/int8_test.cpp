@@ -42,6 +42,8 @@ TEST(Int8, ZerosStayZeros) {
   // As good as zero: a scale this small could not be divided by.
   const float least = std::numeric_limits<float>::denorm_min();
   EXPECT_EQ(stored<la::int8>(std::vector<float>(20, least)), zeros);
+  EXPECT_EQ(stored<la::int8>(std::vector<float>(20, 0x1p-114f)), zeros);
+  EXPECT_NE(stored<la::int8>(std::vector<float>(20, 0x1p-112f)), zeros);
 }
 
 TEST(Int8, OneGiantIsKeptAndTheRestIsSmallBesideIt) {
