@@ -10,6 +10,10 @@
 #error "lambda_attention needs GCC or Clang: its kernels use vector extensions and per-function targets that MSVC lacks"
 #endif
 
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12
+#error "lambda_attention needs GCC 12 or newer, or Clang: its kernels use __builtin_shufflevector, which GCC 11 lacks"
+#endif
+
 #define LAMBDA_ATTENTION_VERSION_MAJOR 0
 #define LAMBDA_ATTENTION_VERSION_MINOR 1
 #define LAMBDA_ATTENTION_VERSION_PATCH 0
