@@ -10,8 +10,8 @@
 #error "lambda_attention needs GCC or Clang: its kernels use vector extensions and per-function targets that MSVC lacks"
 #endif
 
-#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12
-#error "lambda_attention needs GCC 12 or newer, or Clang: its kernels use __builtin_shufflevector, which GCC 11 lacks"
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 11
+#error "lambda_attention needs GCC 11 or newer, or Clang: some of its kernels are compiled for AMX, which GCC 10 does not know"
 #endif
 
 #define LAMBDA_ATTENTION_VERSION_MAJOR 0

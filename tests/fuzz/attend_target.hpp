@@ -314,7 +314,7 @@ class attend_call {
       index_t* const fields[] = {&t.tokens, &t.heads, &t.dim, &t.token_stride, &t.head_stride};
       index_t& field = *in_.one_of(fields);
       const index_t kind = in_.below(4);
-      if (kind == 0) field += in_.one_in(2) ? 1 : -1;
+      if (kind == 0) field = in_.one_in(2) ? std::min(field, unlimited - 1) + 1 : std::max(field, -unlimited) - 1;
       if (kind == 1) t.null = true;
       if (kind >= 2) field = in_.hostile();
       if (kind == 3) q_.*same_field(t, field) = field;  // twice the same, which is less easily seen

@@ -17,6 +17,6 @@ LAMBDA_ATTENTION_INLINE floats rounded_number(floats x) { return widened((__m256
 LAMBDA_ATTENTION_INLINE floats pairs_of(floats first, floats second) {
   typedef std::uint16_t halves __attribute__((vector_size(64)));
   const halves h = (halves)rounded(first, second);
-  return (floats)__builtin_shufflevector(h, h, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10,
-                                         26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  return (floats)shuffled<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28,
+                          13, 29, 14, 30, 15, 31>(h, h);
 }

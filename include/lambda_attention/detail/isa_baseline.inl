@@ -57,7 +57,7 @@ LAMBDA_ATTENTION_INLINE mask_of<float> load_lower_halves(const unsigned char* so
   typedef std::uint16_t halves __attribute__((vector_size(16)));
   long long four;
   std::memcpy(&four, source, sizeof four);
-  return (mask_of<float>)__builtin_shufflevector((halves)words{four, 0}, halves{}, 0, 8, 1, 9, 2, 10, 3, 11);
+  return (mask_of<float>)shuffled<0, 8, 1, 9, 2, 10, 3, 11>((halves)words{four, 0}, halves{});
 }
 
 LAMBDA_ATTENTION_INLINE floats load_f16(const unsigned char* source) {
@@ -81,8 +81,7 @@ LAMBDA_ATTENTION_INLINE floats load_int8(const unsigned char* source) {
   std::memcpy(&four, source, sizeof four);
   // Doubled and doubled again, so that each fills its lane, from whose top a shift brings its sign along.
   const bytes once = (bytes)mask_of<float>{four, 0, 0, 0};
-  const halves twice =
-      (halves)__builtin_shufflevector(once, once, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  const mask_of<float> wide = (mask_of<float>)__builtin_shufflevector(twice, twice, 0, 8, 1, 9, 2, 10, 3, 11);
+  const halves twice = (halves)shuffled<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23>(once, once);
+  const mask_of<float> wide = (mask_of<float>)shuffled<0, 8, 1, 9, 2, 10, 3, 11>(twice, twice);
   return __builtin_convertvector(wide >> 24, floats);
 }

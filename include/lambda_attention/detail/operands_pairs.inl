@@ -16,7 +16,12 @@ LAMBDA_ATTENTION_INLINE floats words_of(const float* row, float scale) {
 LAMBDA_ATTENTION_INLINE floats broadcast_word(const float* word) {
   std::uint32_t bits;
   std::memcpy(&bits, word, sizeof bits);
-  return (floats)(bits_of_lanes<float>{} + bits);
+  const floats repeated = (floats)(bits_of_lanes<float>{} + bits);
+#if defined(__clang__)  // 16 crashes where it sees that what is repeated becomes pairs.
+  return held_in_register(repeated);
+#else
+  return repeated;
+#endif
 }
 
 LAMBDA_ATTENTION_INLINE floats multiply_add(floats element, floats row, floats sum) {

@@ -36,9 +36,9 @@ LAMBDA_ATTENTION_INLINE void write_weights(const float* weights, index_t count, 
 // sum[0 ... 32) += sums of a vector of words of two rows as they were woven, within blocks of 16 bytes.
 LAMBDA_ATTENTION_INLINE void add_woven(floats lower, floats upper, float* sum) {
   constexpr index_t lanes = vectors<float>::lanes;
-  store(sum, load(sum) + __builtin_shufflevector(lower, upper, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23));
-  store(sum + lanes, load(sum + lanes) + __builtin_shufflevector(lower, upper, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14,
-                                                                 15, 28, 29, 30, 31));
+  store(sum, load(sum) + shuffled<0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23>(lower, upper));
+  store(sum + lanes,
+        load(sum + lanes) + shuffled<8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31>(lower, upper));
 }
 
 // output[h] += the weights of a few keys times `Columns` vectors of words of each of their values, from dim d on. Beside a last

@@ -27,3 +27,14 @@ template <class Real>
 inline constexpr Real lowest_weight = sizeof(Real) == 4 ? Real(0x1p-100) : Real(0x1p-960);
 template <class Real>
 inline constexpr Real lowest_normal = sizeof(Real) == 4 ? Real(0x1p-126) : Real(0x1p-1022);
+
+// A vector of lanes of a, by number, and of b, whose numbers go on from those of a.
+// GCC 11 lacks __builtin_shufflevector.
+template <int... Lane, class Vector>
+LAMBDA_ATTENTION_INLINE Vector shuffled(Vector a, Vector b) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, Lane...);
+#else
+  return __builtin_shuffle(a, b, decltype(a < b){Lane...});
+#endif
+}

@@ -38,20 +38,18 @@ LAMBDA_ATTENTION_INLINE vector_of<Real> broadcast(Real x) {
 template <class Vector>
 LAMBDA_ATTENTION_INLINE Vector weave_lower(Vector a, Vector b) {
   constexpr int lanes = sizeof(Vector) / sizeof(a[0]);
-  if constexpr (lanes == 2) return __builtin_shufflevector(a, b, 0, 2);
-  if constexpr (lanes == 4) return __builtin_shufflevector(a, b, 0, 4, 1, 5);
-  if constexpr (lanes == 8) return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-  if constexpr (lanes == 16)
-    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  if constexpr (lanes == 2) return shuffled<0, 2>(a, b);
+  if constexpr (lanes == 4) return shuffled<0, 4, 1, 5>(a, b);
+  if constexpr (lanes == 8) return shuffled<0, 8, 1, 9, 2, 10, 3, 11>(a, b);
+  if constexpr (lanes == 16) return shuffled<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23>(a, b);
 }
 template <class Vector>
 LAMBDA_ATTENTION_INLINE Vector weave_upper(Vector a, Vector b) {
   constexpr int lanes = sizeof(Vector) / sizeof(a[0]);
-  if constexpr (lanes == 2) return __builtin_shufflevector(a, b, 1, 3);
-  if constexpr (lanes == 4) return __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  if constexpr (lanes == 8) return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-  if constexpr (lanes == 16)
-    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  if constexpr (lanes == 2) return shuffled<1, 3>(a, b);
+  if constexpr (lanes == 4) return shuffled<2, 6, 3, 7>(a, b);
+  if constexpr (lanes == 8) return shuffled<4, 12, 5, 13, 6, 14, 7, 15>(a, b);
+  if constexpr (lanes == 16) return shuffled<8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31>(a, b);
 }
 
 // A square of numbers, a vector a row, transposed. Weaving rows i and i + lanes / 2 into rows 2i and 2i + 1 turns the bits
@@ -92,7 +90,7 @@ LAMBDA_ATTENTION_INLINE Vector every_other_unit(Vector a, Vector b, std::index_s
     return (Vector)every_other_unit<Unit, Span, Odd>((vector_of<float>)a, (vector_of<float>)b,
                                                      std::index_sequence<Lane...>{});
   else
-    return __builtin_shufflevector(a, b, lane_of_other_unit(Lane, sizeof...(Lane), Unit, Span, Odd)...);
+    return shuffled<lane_of_other_unit(Lane, sizeof...(Lane), Unit, Span, Odd)...>(a, b);
 }
 template <class Vector>
 using lanes_of = std::make_index_sequence<sizeof(Vector) / sizeof(std::declval<Vector>()[0])>;
