@@ -11,7 +11,7 @@
 #endif
 
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 11
-#error "lambda_attention needs GCC 11 or newer, or Clang: some of its kernels are compiled for AMX, which GCC 10 does not know"
+#error "lambda_attention needs GCC 11 or newer, or Clang: some kernels are for AMX, which GCC 10 does not know"
 #endif
 
 #define LAMBDA_ATTENTION_VERSION_MAJOR 0
