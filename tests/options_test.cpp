@@ -126,7 +126,7 @@ TEST(Options, Scale) {
 TEST(Options, SoftCap) {
   attention_options options;
   options.scale = 1;
-  for (const double cap : {0.5, 2.0, 50.0}) {
+  for (const double cap : {1e-30, 0.5, 2.0, 50.0, 1e30}) {
     options.soft_cap = cap;
     expect_formula(options);
   }

@@ -214,8 +214,9 @@ TEST(BiasTable, Refusals) {
   const auto set = [&](index_t head, index_t distance, double bias) {
     return refusal([&] { table.set(head, distance, bias); });
   };
-  const std::string expected_entry = "bias_table: expected head < 2, distance < 3 and a finite bias, got ";
-  EXPECT_EQ(set(1, 2, -1e300), "accepted");
+  const std::string expected_entry = "bias_table: expected head < 2, distance < 3 and a bias within +-1e30, got ";
+  EXPECT_EQ(set(1, 2, -1e30), "accepted");
+  EXPECT_EQ(set(1, 2, -1e31), expected_entry + "1, 2, -1e+31");
   EXPECT_EQ(set(2, 0, 1), expected_entry + "2, 0, 1");
   EXPECT_EQ(set(-1, 0, 1), expected_entry + "-1, 0, 1");
   EXPECT_EQ(set(0, 3, 1), expected_entry + "0, 3, 1");

@@ -9,6 +9,8 @@
 #include <lambda_attention/storage/int8.hpp>
 #include <lambda_attention/workspace.hpp>
 
+#include <support/heap.hpp>
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -22,41 +24,17 @@
 #include "tensors.hpp"
 
 namespace la = lambda_attention;
+namespace heap = support::heap;
 using la::index_t;
 
 namespace {
 
-int num_allocations = 0;
-bool memory_is_out = false;
-
-void* allocate(std::size_t bytes, std::size_t alignment) {
-  ++num_allocations;
-  void* const memory = memory_is_out ? nullptr : std::aligned_alloc(alignment, (bytes / alignment + 1) * alignment);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
 template <class Function>
-int allocations_of(Function&& function) {
-  const int before = num_allocations;
+long allocations_of(Function&& function) {
+  const long before = heap::num_allocations;
   function();
-  return num_allocations - before;
+  return heap::num_allocations - before;
 }
-
-}  // namespace
-
-void* operator new(std::size_t bytes) { return allocate(bytes, alignof(std::max_align_t)); }
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return allocate(bytes, static_cast<std::size_t>(alignment));
-}
-// Not inlined, or GCC takes the free() to be that of the operator new it knows.
-#define NOT_INLINED __attribute__((noinline))
-NOT_INLINED void operator delete(void* memory) noexcept { std::free(memory); }
-NOT_INLINED void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-NOT_INLINED void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-NOT_INLINED void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
-
-namespace {
 
 constexpr index_t heads = 6, kv_heads = 2, dim = 24, v_dim = 10, n = 200, max_append = 32;
 
@@ -106,9 +84,9 @@ TEST(Workspace, GrowsAndDoesNotShrink) {
 TEST(Workspace, IsAsItWasWhenMemoryRunsOut) {
   la::workspace memory(100);
   const std::byte* const data = memory.data();
-  memory_is_out = true;
+  heap::is_out = true;
   EXPECT_THROW(memory.reserve(200), std::bad_alloc);
-  memory_is_out = false;
+  heap::is_out = false;
   EXPECT_EQ(memory.bytes(), 100);
   EXPECT_EQ(memory.data(), data);
 }
@@ -231,8 +209,19 @@ TEST(ScratchBytes, AreEnoughForDrafts) {
 TEST(ScratchBytes, Refusals) {
   const la::kv_cache<la::f32, la::none> cache(la::lm_infinite(4, 100), {}, 2, dim, v_dim);
   const auto refused = [&](index_t num_heads) { return refusal([&] { la::scratch_bytes(cache, num_heads, 1); }); };
-  EXPECT_EQ(refused(0), "scratch_bytes: expected num_heads % cache.num_kv_heads == 0, both at least 1, got 0 and 2");
-  EXPECT_EQ(refused(3), "scratch_bytes: expected num_heads % cache.num_kv_heads == 0, both at least 1, got 3 and 2");
+  const std::string expected =
+      "scratch_bytes: expected 1 <= num_heads <= 1048576 and num_heads % cache.num_kv_heads == 0, got ";
+  EXPECT_EQ(refused(0), expected + "0 and 2");
+  EXPECT_EQ(refused(3), expected + "3 and 2");
+  EXPECT_EQ(refused(1 << 20), "accepted");
+  EXPECT_EQ(refused((1 << 20) + 2), expected + "1048578 and 2");
+  EXPECT_EQ(refused(la::unlimited - 1), expected + "9223372036854775806 and 2");
+  const auto workers = [&](index_t num_workers) {
+    return refusal([&] { la::scratch_bytes(cache, 2, 1, num_workers); });
+  };
+  EXPECT_EQ(workers(1 << 16), "accepted");
+  EXPECT_EQ(workers((1 << 16) + 1), "scratch_bytes: expected num_workers <= 65536, got 65537");
+  EXPECT_EQ(workers(la::unlimited), "scratch_bytes: expected num_workers <= 65536, got 9223372036854775807");
 }
 
 TEST(ScratchBytes, AreNotWasteful) {
@@ -267,10 +256,10 @@ TEST(Workspace, ACallThatFindsNoMemoryChangesNothing) {
   sequence<float> s(n, heads, kv_heads, dim, v_dim), t = s;
   feed(s, cache, 50, {});
   feed(t, other, 50, {});
-  memory_is_out = true;
+  heap::is_out = true;
   EXPECT_THROW(feed(s, cache, 40, {}), std::bad_alloc);
   EXPECT_THROW(feed(s, cache, 1, {}), std::bad_alloc);
-  memory_is_out = false;
+  heap::is_out = false;
   EXPECT_EQ(cache.num_tokens(), 50);
   EXPECT_TRUE(same_bits(s.out.elements, t.out.elements));
   feed(s, cache, 50, {});

@@ -1,6 +1,8 @@
 // Version, the index type, the library's namespaces and how it refuses bad input.
 #pragma once
 
+#include <lambda_attention/detail/unit.hpp>
+
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
@@ -24,42 +26,6 @@
 #else
 #define LAMBDA_ATTENTION_EXCEPTIONS 0
 #endif
-
-// Everything lives in an inline namespace whose name spells the flags of the translation unit. Two units compiled with
-// different -march then never share a weak symbol, so the linker cannot hand the code of one to the other.
-#if defined(__AVX512BF16__) || defined(__AVX512FP16__) || defined(__AVX512VBMI2__)
-#define LAMBDA_ATTENTION_UNIT_ISA avx512_extended
-#elif defined(__AVX512VNNI__)
-#define LAMBDA_ATTENTION_UNIT_ISA avx512_vnni
-#elif defined(__AVX512F__)
-#define LAMBDA_ATTENTION_UNIT_ISA avx512
-#elif defined(__AVXVNNI__)
-#define LAMBDA_ATTENTION_UNIT_ISA avx2_extended
-#elif defined(__AVX2__) && defined(__FMA__)
-#define LAMBDA_ATTENTION_UNIT_ISA avx2
-#elif defined(__AVX__)
-#define LAMBDA_ATTENTION_UNIT_ISA avx
-#elif defined(__SSE4_2__)
-#define LAMBDA_ATTENTION_UNIT_ISA sse4
-#elif defined(__SSE3__)
-#define LAMBDA_ATTENTION_UNIT_ISA sse3
-#else
-#define LAMBDA_ATTENTION_UNIT_ISA plain
-#endif
-#if defined(__FAST_MATH__)
-#define LAMBDA_ATTENTION_UNIT_MATH fast_math
-#else
-#define LAMBDA_ATTENTION_UNIT_MATH strict
-#endif
-#if LAMBDA_ATTENTION_EXCEPTIONS
-#define LAMBDA_ATTENTION_UNIT_ERRORS throws
-#else
-#define LAMBDA_ATTENTION_UNIT_ERRORS aborts
-#endif
-#define LAMBDA_ATTENTION_JOIN_EXPANDED(a, b, c) unit_##a##_##b##_##c
-#define LAMBDA_ATTENTION_JOIN(a, b, c) LAMBDA_ATTENTION_JOIN_EXPANDED(a, b, c)
-#define LAMBDA_ATTENTION_UNIT \
-  LAMBDA_ATTENTION_JOIN(LAMBDA_ATTENTION_UNIT_ISA, LAMBDA_ATTENTION_UNIT_MATH, LAMBDA_ATTENTION_UNIT_ERRORS)
 
 namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
@@ -111,6 +77,12 @@ inline bool is_finite(double number) {
   __builtin_memcpy(&bits, &number, sizeof bits);
   return ((bits >> 52) & 0x7ff) != 0x7ff;
 }
+
+// What scales, slopes and biases have to be: far from where products with them overflow a float.
+inline bool is_within(double number, double largest) {
+  return is_finite(number) && number >= -largest && number <= largest;
+}
+inline constexpr double largest_factor = 1e30;
 
 constexpr index_t divide_up(index_t count, index_t divisor) { return (count + divisor - 1) / divisor; }
 constexpr index_t round_up(index_t count, index_t multiple) { return divide_up(count, multiple) * multiple; }

@@ -91,7 +91,7 @@ class kv_cache {
                                                      v_head_dim, options),
               detail::functions_of<Storage>(), detail::functions_of<sink_storage>()) {}
 
-  // Where memory runs out in the middle of a copy, nothing is assigned.
+  // Where memory runs out in the middle of a copy, nothing is assigned. What was moved from can be assigned to, or destroyed.
   kv_cache(const kv_cache&) = default;
   kv_cache(kv_cache&&) noexcept = default;
   kv_cache& operator=(const kv_cache& other) { return *this = kv_cache(other); }
@@ -100,7 +100,7 @@ class kv_cache {
   /// Tokens seen so far.
   index_t num_tokens() const { return core_.num_tokens(); }
 
-  /// All memory that the cache holds, in bytes.
+  /// All memory that the cache holds, in bytes, but for tables of its position encoding.
   index_t bytes() const { return core_.bytes() + static_cast<index_t>(sizeof *this - sizeof core_); }
 
   /// Forgets all tokens; the memory stays.
@@ -133,7 +133,7 @@ class kv_cache {
   ///
   /// Errors: std::invalid_argument on whatever is not such a file, whole and undamaged; the cache is then as it was. Checksums
   /// tell of accidents, not of somebody who computes them anew: rows are then other numbers, and nothing worse.
-  /// Law: the stream that was saved, bit for bit.
+  /// Law: the stream that was saved; bit for bit where max_append and max_rewind are the same, else within rounding.
   /// Cost: memory for a second cache while it runs. Include <istream>, or <fstream>, to call this.
   void load(std::istream& in) { detail::load_cache(core_, position_fingerprint(), in); }
 

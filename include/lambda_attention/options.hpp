@@ -17,15 +17,16 @@ struct sink_logits_view {
 
 struct attention_options {
   double scale = 0;  ///< of scores; 0: 1 / sqrt(head_dim)
-  double soft_cap =
-      0;  ///< scores become soft_cap * tanh(score / soft_cap) before biases are added (Gemma 2); 0: they do not
+  /// Scores become soft_cap * tanh(score / soft_cap) before biases are added (Gemma 2); 0: they do not.
+  double soft_cap = 0;
   sink_logits_view sink_logits = {};
   index_t first_position = 0;  ///< position of index 0: of a sequence's first token; a cache has its own
   tensor_view<float> lse =
       {};  ///< [n, heads, 1]: the natural log of the sum of e^logit, learned sinks not included; float, whatever is computed in
   /// [n, heads, columns]: how much weight each key has for each query, e^logit over the sum that out is divided by. A sink's is in
   /// the column of its index, a window key's in column num_sinks + index - shape.window_keys(query).first; other columns become
-  /// zeros. For few queries over a cache or over runs: n * heads / kv_heads <= 16, or n <= 4.
+  /// zeros. Logits are rounded to float for it, whatever is computed in. For few queries over a cache or over runs:
+  /// n * heads / kv_heads <= 16, or n <= 4.
   tensor_view<float> weights = {};
   isa_level isa = isa_level::automatic;
   lambda_attention::workspace* workspace = nullptr;

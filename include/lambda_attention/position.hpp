@@ -75,10 +75,11 @@ class bias_table {
   bias_table& operator=(const bias_table& other) { return *this = bias_table(other); }
   bias_table& operator=(bias_table&&) = default;
 
-  /// Sets the bias, in natural units, of one head at one distance. Errors: either out of range, a bias that is not finite.
+  /// Sets the bias, in natural units, of one head at one distance. Errors: either out of range, a bias that is not within +-1e30.
   void set(index_t head, index_t distance, double bias) {
-    if (head < 0 || head >= num_heads_ || distance < 0 || distance >= num_distances_ || !detail::is_finite(bias))
-      detail::refuse("bias_table: expected head < %lld, distance < %lld and a finite bias, got %lld, %lld, %g",
+    if (head < 0 || head >= num_heads_ || distance < 0 || distance >= num_distances_ ||
+        !detail::is_within(bias, detail::largest_factor))
+      detail::refuse("bias_table: expected head < %lld, distance < %lld and a bias within +-1e30, got %lld, %lld, %g",
                      detail::printable(num_heads_), detail::printable(num_distances_), detail::printable(head),
                      detail::printable(distance), bias);
     const index_t first = distance == 0 ? -margin : distance;

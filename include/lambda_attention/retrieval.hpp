@@ -40,7 +40,7 @@ class middle_store {
         core_(checked_geometry(shape, detail::limits_of(position_), num_kv_heads, head_dim, v_head_dim),
               detail::functions_of<Storage>()) {}
 
-  // Where memory runs out in the middle of a copy, nothing is assigned.
+  // Where memory runs out in the middle of a copy, nothing is assigned. What was moved from can be assigned to, or destroyed.
   middle_store(const middle_store&) = default;
   middle_store(middle_store&&) noexcept = default;
   middle_store& operator=(const middle_store& other) { return *this = middle_store(other); }
@@ -48,11 +48,12 @@ class middle_store {
 
   /// Tokens taken in.
   index_t num_tokens() const { return core_.num_tokens(); }
-  /// All memory that the store holds, in bytes.
+  /// All memory that the store holds, in bytes, but for tables of its position encoding.
   index_t bytes() const { return core_.bytes() + static_cast<index_t>(sizeof *this - sizeof core_); }
   /// Forgets all tokens; the memory stays.
   void clear() { core_.rewind(core_.num_tokens()); }
-  /// Forgets the newest tokens, as the cache beside it does.
+  /// Forgets the newest tokens, as the cache beside it does. Pages that they had begun may be read for nothing from then on, so
+  /// that results equal those without them within rounding.
   void rewind(index_t tokens) {
     if (tokens < 0 || tokens > num_tokens())
       detail::refuse("rewind: expected 0 <= tokens <= %lld, those of the store, got %lld",

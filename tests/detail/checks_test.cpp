@@ -260,6 +260,7 @@ TEST(Checks, Heads) {
             "attend: expected q.heads % k.heads == 0, both at least 1, got q.heads = 0, k.heads = 2");
   EXPECT_EQ(sequence([](call& c) { c.k.heads = c.v.heads = 0; }),
             "attend: expected q.heads % k.heads == 0, both at least 1, got q.heads = 4, k.heads = 0");
+  EXPECT_EQ(sequence(q_heads((index_t{1} << 20) + 2)), "attend: expected at most 2^20 = 1048576 q.heads, got 1048578");
   const std::string by_cache = "attend: expected q.heads % cache.num_kv_heads == 0, both at least 1, got q.heads = ";
   EXPECT_EQ(stream(q_heads(3)), by_cache + "3, cache.num_kv_heads = 2");
   EXPECT_EQ(stream(q_heads(0)), by_cache + "0, cache.num_kv_heads = 2");
@@ -374,11 +375,13 @@ TEST(Checks, ScaleAndSoftCap) {
   EXPECT_EQ(both(scale(1e31)), expected_scale + "1e+31");
   EXPECT_EQ(both(scale(-1e31)), expected_scale + "-1e+31");
   EXPECT_EQ(both(scale(-2)), "accepted");
-  const std::string expected_cap = "attend: expected 0 <= options.soft_cap <= 1e30, got ";
+  const std::string expected_cap = "attend: expected options.soft_cap = 0 or 1e-30 <= options.soft_cap <= 1e30, got ";
   EXPECT_EQ(both(soft_cap(std::nan(""))), expected_cap + "nan");
   EXPECT_EQ(both(soft_cap(HUGE_VAL)), expected_cap + "inf");
   EXPECT_EQ(both(soft_cap(1e31)), expected_cap + "1e+31");
   EXPECT_EQ(both(soft_cap(-1)), expected_cap + "-1");
+  EXPECT_EQ(both(soft_cap(1e-31)), expected_cap + "1e-31");
+  EXPECT_EQ(both(soft_cap(1e-30)), "accepted");
   EXPECT_EQ(newest(soft_cap(-1)), expected_cap + "-1");
 }
 
@@ -463,7 +466,16 @@ TEST(Checks, Positions) {
     c.k.tokens = c.v.tokens = unlimited;
     c.k.token_stride = c.v.token_stride = 0;
   };
-  EXPECT_EQ(append(endless), "append: expected fewer than 2^63 tokens, got 5 and 9223372036854775807 more");
+  EXPECT_EQ(append(endless), "append: expected a stream of at most 2^62 tokens, got 5 and 9223372036854775807 more");
+  const auto most = [&](index_t tokens) {
+    return [=](call& c) {
+      endless(c);
+      c.k.tokens = c.v.tokens = tokens;
+    };
+  };
+  EXPECT_EQ(append(most((index_t{1} << 62) - 5)), "accepted");
+  EXPECT_EQ(append(most((index_t{1} << 62) - 4)),
+            "append: expected a stream of at most 2^62 tokens, got 5 and 4611686018427387900 more");
   EXPECT_EQ(append(nothing, unlimited - 11),
             "append: expected positions below 2^63, got first_position = 9223372036854775796 and 12 tokens");
 }

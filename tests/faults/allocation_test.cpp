@@ -9,13 +9,12 @@
 #endif
 
 #include <faults/streams.hpp>
+#include <support/heap.hpp>
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <array>
-#include <atomic>
-#include <cstdlib>
 #include <functional>
 #include <ios>
 #include <new>
@@ -28,38 +27,8 @@
 
 namespace {
 
-std::atomic<long> num_live{0};           // blocks of memory
-std::atomic<long> num_until_failure{0};  // the allocation that makes this 0 fails
-
-void* allocate(std::size_t bytes, std::size_t alignment) {
-  const std::size_t rounded = (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
-  void* const memory = num_until_failure.fetch_sub(1) == 1 ? nullptr : std::aligned_alloc(alignment, rounded);
-  if (memory == nullptr) throw std::bad_alloc();
-  ++num_live;
-  return memory;
-}
-
-void release(void* memory) {
-  if (memory != nullptr) --num_live;
-  std::free(memory);
-}
-
-}  // namespace
-
-// The forms for arrays and those that do not throw call these. Inlined, the compiler would see free() given what
-// operator new returned, and warn.
-[[gnu::noinline]] void* operator new(std::size_t bytes) { return allocate(bytes, __STDCPP_DEFAULT_NEW_ALIGNMENT__); }
-[[gnu::noinline]] void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return allocate(bytes, static_cast<std::size_t>(alignment));
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { release(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { release(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::align_val_t) noexcept { release(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { release(memory); }
-
-namespace {
-
 using namespace faults;
+namespace heap = support::heap;
 
 /// Whether a call that failed may keep memory, as a middle_store does that has made room.
 enum class keeps { nothing, room };
@@ -70,19 +39,19 @@ template <class Error = std::bad_alloc, class Call, class Look>
 long fail_each_allocation(Call&& call, Look&& look, keeps failed_call = keeps::nothing) {
   for (long number = 1;; ++number) {
     SCOPED_TRACE("allocation " + std::to_string(number) + " fails");
-    const long live = num_live;
+    const long live = heap::num_live;
     bool failed = false;
-    num_until_failure = number;
+    heap::num_until_failure = number;
     try {
       call();
     } catch (const Error&) {
       failed = true;
     }
-    const bool reached = num_until_failure.exchange(0) <= 0;
+    const bool reached = heap::num_until_failure.exchange(0) <= 0;
     EXPECT_EQ(failed, reached) << "whether the call fails, and whether an allocation has";
     if (!failed) return number - 1;
     if (failed_call == keeps::nothing) {
-      EXPECT_EQ(num_live, live) << "leaked";
+      EXPECT_EQ(heap::num_live, live) << "leaked";
     }
     look();
   }
@@ -404,7 +373,7 @@ TEST(a_failed_allocation, leaves_the_tokens_of_a_middle_store) {
       EXPECT_TRUE(same(of_a, of_b));
     };
 
-    const long live = num_live;
+    const long live = heap::num_live;
     {
       const long of_position = fail_each_allocation([&] { const rope copy(position); });
       EXPECT_EQ(fail_each_allocation([&] { store(shape, position, 2, 12, 20); }), of_position);
@@ -428,7 +397,7 @@ TEST(a_failed_allocation, leaves_the_tokens_of_a_middle_store) {
           best(whole, out, own.options);
         });
     }
-    EXPECT_EQ(num_live, live) << "leaked";
+    EXPECT_EQ(heap::num_live, live) << "leaked";
   });
 }
 

@@ -337,7 +337,7 @@ class attend_call {
     if (k_.tokens != q_.tokens || v_.tokens != q_.tokens || out_.tokens != q_.tokens) return outcome::refused;
     if (q_.heads < 1 || k_.heads < 1 || q_.heads % k_.heads != 0 || v_.heads != k_.heads || out_.heads != q_.heads)
       return outcome::refused;
-    if (q_.dim != k_.dim || out_.dim != v_.dim) return outcome::refused;
+    if (q_.heads > index_t{1} << 20 || q_.dim != k_.dim || out_.dim != v_.dim) return outcome::refused;
     if (position.num_heads() != 0 && position.num_heads() != q_.heads) return outcome::refused;
     if (position.head_dim() != 0 && position.head_dim() != q_.dim) return outcome::refused;
     outcome result = both(options_outcome(), self_overlapping(out_));
@@ -353,8 +353,8 @@ class attend_call {
   outcome options_outcome() const {
     const int isa = static_cast<int>(options_.isa);
     if (isa < 0 || isa > static_cast<int>(lambda_attention::highest_isa())) return outcome::refused;
-    if (!(std::fabs(options_.scale) <= 1e30) || !(options_.soft_cap >= 0 && options_.soft_cap <= 1e30))
-      return outcome::refused;
+    if (!(std::fabs(options_.scale) <= 1e30)) return outcome::refused;
+    if (options_.soft_cap != 0 && !(options_.soft_cap >= 1e-30 && options_.soft_cap <= 1e30)) return outcome::refused;
     const auto& sinks = options_.sink_logits;
     if ((sinks.data != nullptr || sinks.size != 0) && (sinks.data == nullptr || sinks.size != q_.heads))
       return outcome::refused;

@@ -118,7 +118,7 @@ class cache_kind {
       try {
         take_in(c, tokens, random);
       } catch (const std::invalid_argument&) {
-        if (before <= unlimited - c.first_position() - tokens) throw;
+        if (before <= std::min(index_t{1} << 62, unlimited - c.first_position()) - tokens) throw;
         if (c.num_tokens() != before) throw failure("expected a refused step to leave the cache as it was");
       }
     }

@@ -3,38 +3,9 @@
 
 #include <support/call.hpp>
 #include <support/cases.hpp>
+#include <support/heap.hpp>
 
 #include <gtest/gtest.h>
-
-#include <algorithm>
-#include <atomic>
-#include <cstdlib>
-#include <new>
-
-namespace {
-
-std::atomic<long> num_allocations{0}, num_bytes{0};
-
-void* allocate(std::size_t bytes, std::size_t alignment) {
-  ++num_allocations;
-  num_bytes += static_cast<long>(bytes);
-  const std::size_t rounded = (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
-  if (void* const memory = std::aligned_alloc(alignment, rounded)) return memory;
-  throw std::bad_alloc();
-}
-
-}  // namespace
-
-// The forms for arrays and those that do not throw call these. Inlined, the compiler would see free() given what operator
-// new returned, and warn.
-[[gnu::noinline]] void* operator new(std::size_t bytes) { return allocate(bytes, __STDCPP_DEFAULT_NEW_ALIGNMENT__); }
-[[gnu::noinline]] void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return allocate(bytes, static_cast<std::size_t>(alignment));
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -47,9 +18,9 @@ constexpr lambda_shape shapes[] = {lm_infinite(4, 24), {4, 24, 9}, streaming_llm
 template <class Cache, class Out>
 long allocations_of(const inputs<>& in, index_t step, Cache& cache, tensor<Out>& out,
                     const attention_options& options) {
-  const long before = num_allocations;
+  const long before = heap::num_allocations;
   attend_part(in, 0, step, cache, out, options);
-  return num_allocations - before;
+  return heap::num_allocations - before;
 }
 
 class constant : public law {};
@@ -105,9 +76,9 @@ TEST(constant_for_ever, are_bytes_and_allocations) {
       options.workspace = &scratch;
       const index_t bytes = cache.bytes();
       for (const index_t num_tokens : {1000, 1000000}) {
-        const long before = num_allocations;
+        const long before = heap::num_allocations;
         while (cache.num_tokens() < num_tokens) append(in.k.view(), in.v.view(), cache);
-        EXPECT_EQ(num_allocations - before, 0);
+        EXPECT_EQ(heap::num_allocations - before, 0);
         EXPECT_EQ(cache.num_tokens(), num_tokens);
         EXPECT_EQ(cache.bytes(), bytes);
         auto fork = cache;
@@ -122,9 +93,9 @@ TEST(constant_for_ever, are_bytes_and_allocations) {
 TEST(constant_for_ever, bytes_are_what_is_allocated) {
   for_each_storage([&](auto storage, const char* name) {
     for (const lambda_shape& shape : shapes) {
-      const long before = num_bytes;
+      const long before = heap::num_bytes;
       const kv_cache<decltype(storage), lambda_attention::none> cache(shape, {}, 2, 12, 20);
-      EXPECT_EQ(cache.bytes(), num_bytes - before + static_cast<long>(sizeof cache))
+      EXPECT_EQ(cache.bytes(), heap::num_bytes - before + static_cast<long>(sizeof cache))
           << name << ", " << to_string(shape);
     }
   });

@@ -289,6 +289,27 @@ TYPED_TEST(rows_far_apart, are_the_same_rows) {
   }
 }
 
+// The last tokens that a stream may have: so many come at once, all of them one row of memory.
+TEST(streams_without_end, end_at_2_to_the_62) {
+  constexpr index_t dim = 16, before = (index_t{1} << 62) - 200;
+  std::vector<float> row(dim, 0.5f), outputs(100 * dim);
+  const tensor_view<const float> all(row.data(), before, 1, dim, 0, dim);
+  kv_cache<f32, rope> cache(lm_infinite(2, 8), rope(dim), 1, dim, dim, {100});
+  append(all, all, cache);
+  for (const index_t count : {1, 20, 79, 100}) {
+    tensor_view<const float> some = all;
+    some.tokens = count;
+    std::fill(outputs.begin(), outputs.end(), -7.0f);
+    attend(some, some, some, cache, token_major(outputs.data(), count, 1, dim));
+    for (index_t i = 0; i < count * dim; ++i)
+      ASSERT_NEAR(outputs[static_cast<std::size_t>(i)], 0.5, 1e-6) << count << " tokens";
+  }
+  EXPECT_EQ(cache.num_tokens(), index_t{1} << 62);
+  tensor_view<const float> one = all;
+  one.tokens = 1;
+  EXPECT_THROW(append(one, one, cache), std::invalid_argument);
+}
+
 TEST(weights_far_apart, are_the_same_weights) {
   SCOPED_TRACE("seed " + std::to_string(seed));
   const lambda_shape shape = {2, 9, 5};

@@ -91,6 +91,25 @@ TEST(Alibi, KernelsAddTheBias) {
   }
 }
 
+// The largest: the nearest key has all of the weight.
+TEST(Alibi, SlopesOfAnySize) {
+  sequence<float> s(9, 2, 2, 4, 4);
+  const double slopes[] = {1e30, 1e30};
+  la::attend(s.q.view(), s.k.view(), s.v.view(), la::lm_infinite(2, 3), alibi(slopes, 2), s.out.view());
+  la::kv_cache<la::f32, alibi> cache(la::lm_infinite(2, 3), alibi(slopes, 2), 2, 4, 4);
+  std::vector<float> token(8);
+  for (index_t i = 0; i < 9; ++i) {
+    la::attend(s.q.view().slice(i, 1), s.k.view().slice(i, 1), s.v.view().slice(i, 1), cache,
+               la::token_major(token.data(), 1, 2, 4));
+    for (index_t h = 0; h < 2; ++h) {
+      for (index_t d = 0; d < 4; ++d) {
+        EXPECT_FLOAT_EQ(s.out.view().row(i, h)[d], s.v.view().row(i, h)[d]);
+        EXPECT_FLOAT_EQ(token[static_cast<std::size_t>(4 * h + d)], s.v.view().row(i, h)[d]);
+      }
+    }
+  }
+}
+
 TEST(Alibi, Refusals) {
   EXPECT_EQ(refusal([] { alibi(0); }), "alibi: expected 1 <= num_heads <= 2^30, got 0");
   EXPECT_EQ(refusal([] { alibi(-8); }), "alibi: expected 1 <= num_heads <= 2^30, got -8");
@@ -98,6 +117,9 @@ TEST(Alibi, Refusals) {
   const double slopes[] = {1, std::nan(""), -HUGE_VAL};
   EXPECT_EQ(refusal([&] { alibi(slopes, 0); }), "alibi: expected 1 <= num_heads <= 2^30, got 0");
   EXPECT_EQ(refusal([&] { alibi(slopes, 1); }), "accepted");
-  EXPECT_EQ(refusal([&] { alibi(slopes, 3); }), "alibi: expected finite slopes, got slopes[1] = nan");
-  EXPECT_EQ(refusal([&] { alibi(slopes + 2, 1); }), "alibi: expected finite slopes, got slopes[0] = -inf");
+  EXPECT_EQ(refusal([&] { alibi(slopes, 3); }), "alibi: expected slopes within +-1e30, got slopes[1] = nan");
+  const double large[] = {-1e30, 1e30, 1e31};
+  EXPECT_EQ(refusal([&] { alibi(large, 2); }), "accepted");
+  EXPECT_EQ(refusal([&] { alibi(large, 3); }), "alibi: expected slopes within +-1e30, got slopes[2] = 1e+31");
+  EXPECT_EQ(refusal([&] { alibi(slopes + 2, 1); }), "alibi: expected slopes within +-1e30, got slopes[0] = -inf");
 }

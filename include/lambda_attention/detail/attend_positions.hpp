@@ -61,11 +61,14 @@ class position_driver {
     const index_range keys = keys_of(parts, bands);
     score_stride_ = round_up(keys.size(), row_multiple);
     for (index_t row = 0; row < num_rows_; ++row) pack(row);
-    score(bands, keys);
-    for (index_t part = parts.first; part < parts.last; ++part) {
-      const index_range keys_of_part = keys_of({part, part + 1}, bands);
-      weigh(bands, keys_of_part, scratch_.scores + keys_of_part.first - keys.first, partial_row(part));
-    }
+    const auto for_each_part = [&](auto&& visit) {
+      for (index_t part = parts.first; part < parts.last; ++part) {
+        const index_range keys_of_part = keys_of({part, part + 1}, bands);
+        visit(keys_of_part, scratch_.scores + keys_of_part.first - keys.first, partial_row(part));
+      }
+    };
+    for_each_part([&](index_range of_part, Real* scores, index_t) { score(bands, of_part, scores); });
+    for_each_part([&](index_range of_part, Real* scores, index_t partial) { weigh(bands, of_part, scores, partial); });
   }
 
   index_t query_of(index_t row) const { return first_ + row / heads_; }
@@ -199,12 +202,13 @@ class position_driver {
     }
   }
 
-  void score(const key_bands& bands, index_range keys) {
+  // A part at a time, for how many rows there are in a piece may change what kernels do with them.
+  void score(const key_bands& bands, index_range keys, Real* scores_of_part) {
     const auto ask = [&](const stored_rows& rows) { ask_for_keys(rows); };
     for_each_piece(bands, keys, ask, [&](const row_piece& now) {
       const key_kind kind = now.band->kind;
       const Real* const queries = is_far(kind) ? scratch_.queries[1] : scratch_.queries[0];
-      Real* const scores = scratch_.scores + now.number - keys.first;
+      Real* const scores = scores_of_part + now.number - keys.first;
       for_each_pass(now.rows, [&](const stored_rows& rows, index_t rows_done, index_t row, int count) {
         job_.one_position->score_rows(queries + row * padded_dim_, count, padded_dim_, rows,
                                       scores + row * score_stride_ + rows_done, score_stride_);

@@ -129,6 +129,9 @@ class row_ring {
   index_t first_scale_byte_;
 };
 
+// Of a stream: more than any has, and few enough that no sum of tokens and rows overflows.
+inline constexpr index_t most_stream_tokens = index_t{1} << 62;
+
 // Sinks and rings of one stream in one layer. What is kept depends on what queries can ask for:
 //
 //     no rotation                     one ring, one copy of the sinks

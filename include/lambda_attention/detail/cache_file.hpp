@@ -182,10 +182,8 @@ inline void check_header(const cache_file_header& header, const cache_file_heade
              printable(static_cast<index_t>(own.*field.number)), printable(static_cast<index_t>(header.*field.number)));
   if (header.encoding != own.encoding)
     refuse("load: expected keys of the cache's position encoding, got those of another");
-  // More than any stream has, and few enough that no sum of tokens and rows overflows.
-  constexpr std::uint64_t most_ever = std::uint64_t{1} << 62;
   const std::uint64_t to_the_end = static_cast<std::uint64_t>(unlimited) - own.first_position;
-  const std::uint64_t most = to_the_end < most_ever ? to_the_end : most_ever;
+  const std::uint64_t most = to_the_end < most_stream_tokens ? to_the_end : most_stream_tokens;
   if (header.num_tokens > most || header.newest_held > header.num_tokens)
     refuse("load: expected at most %lld tokens, and as many or fewer to take back, got %lld and %lld",
            printable(static_cast<index_t>(most)), printable(static_cast<index_t>(header.num_tokens)),

@@ -48,7 +48,11 @@ struct key_value_extents {
   const char *heads_name, *head_dim_name, *v_head_dim_name;
 };
 
+inline constexpr index_t most_query_heads = index_t{1} << 20;
+
 inline void check_heads(const tensor& q, index_t kv_heads, const char* kv_heads_name) {
+  if (q.heads > most_query_heads)
+    refuse("attend: expected at most 2^20 = %lld q.heads, got %lld", printable(most_query_heads), printable(q.heads));
   if (kv_heads < 1 || q.heads < 1 || q.heads % kv_heads != 0)
     refuse("attend: expected q.heads %% %s == 0, both at least 1, got q.heads = %lld, %s = %lld", kv_heads_name,
            printable(q.heads), kv_heads_name, printable(kv_heads));
@@ -106,11 +110,10 @@ inline tensor sink_row_of(const attention_options& options) {
 
 inline void check_options(const attention_options& options, const tensor& q, const tensor& out) {
   check_isa(options.isa, "attend");
-  constexpr double largest = 1e30;
-  if (!is_finite(options.scale) || options.scale > largest || options.scale < -largest)
+  if (!is_within(options.scale, largest_factor))
     refuse("attend: expected a finite options.scale within +-1e30, got %g", options.scale);
-  if (!is_finite(options.soft_cap) || options.soft_cap < 0 || options.soft_cap > largest)
-    refuse("attend: expected 0 <= options.soft_cap <= 1e30, got %g", options.soft_cap);
+  if (options.soft_cap != 0 && (!is_within(options.soft_cap, largest_factor) || options.soft_cap < 1 / largest_factor))
+    refuse("attend: expected options.soft_cap = 0 or 1e-30 <= options.soft_cap <= 1e30, got %g", options.soft_cap);
   const sink_logits_view& sinks = options.sink_logits;
   if ((sinks.data != nullptr || sinks.size != 0) && (sinks.data == nullptr || sinks.size != q.heads))
     refuse("attend: expected options.sink_logits with q.heads = %lld numbers, got %lld%s", printable(q.heads),
@@ -306,11 +309,10 @@ void check_stream_keys(const tensor& k, const tensor& v, const cache_core<Real>&
   check_equal(k.heads, cache.shape().num_kv_heads, where, "k.heads", "cache.num_kv_heads");
   check_equal(k.dim, cache.shape().head_dim, where, "k.dim", "cache.head_dim");
   check_equal(v.dim, cache.shape().v_head_dim, where, "v.dim", "cache.v_head_dim");
-  index_t last = 0;
-  if (__builtin_add_overflow(cache.num_tokens(), k.tokens, &last))
-    refuse("%s: expected fewer than 2^63 tokens, got %lld and %lld more", where, printable(cache.num_tokens()),
+  if (k.tokens > most_stream_tokens - cache.num_tokens())
+    refuse("%s: expected a stream of at most 2^62 tokens, got %lld and %lld more", where, printable(cache.num_tokens()),
            printable(k.tokens));
-  check_positions(cache.shape().first_position, last, where);
+  check_positions(cache.shape().first_position, cache.num_tokens() + k.tokens, where);
 }
 
 }  // namespace detail

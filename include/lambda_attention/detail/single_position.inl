@@ -95,7 +95,8 @@ void adjust_scores(Real* scores, index_t num_keys, Real soft_cap, Real slope, co
   }
   if (bias_row != nullptr) {
     for (index_t k = 0; k < num_keys; ++k) {
-      const index_t d = distance - key_step * k;
+      index_t d = distance - key_step * k;
+      if (d < -bias_table::margin) d = -bias_table::margin;  // a key after its query, whose score is hidden later
       scores[k] += bias_row[d < num_distances ? d : num_distances];
     }
   } else if (slope != 0) {

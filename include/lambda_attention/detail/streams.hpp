@@ -123,9 +123,12 @@ constexpr index_t job_bytes(index_t num_jobs) {
 template <class Real>
 index_t stream_scratch_bytes(isa_level isa, const cache_core<Real>& cache, const position_data& encoding,
                              index_t num_heads, index_t num_tokens, index_t num_workers) {
-  if (num_heads < 1 || num_heads % cache.shape().num_kv_heads != 0)
-    refuse("scratch_bytes: expected num_heads %% cache.num_kv_heads == 0, both at least 1, got %lld and %lld",
-           printable(num_heads), printable(cache.shape().num_kv_heads));
+  if (num_heads < 1 || num_heads > most_query_heads || num_heads % cache.shape().num_kv_heads != 0)
+    refuse("scratch_bytes: expected 1 <= num_heads <= %lld and num_heads %% cache.num_kv_heads == 0, got %lld and %lld",
+           printable(most_query_heads), printable(num_heads), printable(cache.shape().num_kv_heads));
+  constexpr index_t most_workers = 1 << 16;
+  if (num_workers > most_workers)
+    refuse("scratch_bytes: expected num_workers <= %lld, got %lld", printable(most_workers), printable(num_workers));
   const index_t tokens = min(max(num_tokens, 0), cache.shape().max_append);
   tensor q, out;
   q.heads = out.heads = num_heads;

@@ -20,11 +20,11 @@ class alibi : public position_encoding {
     for (index_t h = power; h < num_heads; ++h) slopes_[h] = slope_of(2 * (h - power) + 1, 2 * power);
   }
 
-  /// Explicit slopes, one for each query head.
+  /// Explicit slopes, one for each query head. Errors: one that is not within +-1e30.
   alibi(const double* slopes, index_t num_heads) : slopes_(checked(num_heads)) {
     for (index_t h = 0; h < num_heads; ++h) {
-      if (!detail::is_finite(slopes[h]))
-        detail::refuse("alibi: expected finite slopes, got slopes[%lld] = %g", detail::printable(h), slopes[h]);
+      if (!detail::is_within(slopes[h], detail::largest_factor))
+        detail::refuse("alibi: expected slopes within +-1e30, got slopes[%lld] = %g", detail::printable(h), slopes[h]);
       slopes_[h] = slopes[h];
     }
   }
