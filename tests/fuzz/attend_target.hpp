@@ -74,12 +74,15 @@ struct described {
 
   unsigned char* begin() const { return null ? nullptr : memory->data() + first_byte; }
 
-  // Calls use(first byte, bytes) for every row.
+  // Rows that all lie in the same place, of which there may be more than one can count.
+  bool repeats_rows() const { return (tokens > 1 && token_step() == 0) || (heads > 1 && head_step() == 0); }
+
+  // Calls use(first byte, bytes) for every row, once for those in the same place.
   template <class Use>
   void for_each_row(Use&& use) const {
     if (holds_nothing()) return;
-    for (index_t t = 0; t < tokens; ++t)
-      for (index_t h = 0; h < heads; ++h)
+    for (index_t t = 0; t < (token_step() == 0 ? 1 : tokens); ++t)
+      for (index_t h = 0; h < (head_step() == 0 ? 1 : heads); ++h)
         use(static_cast<index_t>(first_byte + (t * token_step() + h * head_step()) * element_bytes),
             dim * element_bytes);
   }
@@ -115,6 +118,7 @@ inline outcome self_overlapping(const described& t) {
   if (nested(by_head, t.heads, by_token, t.tokens) || nested(by_token, t.tokens, by_head, t.heads))
     return outcome::accepted;
   if (!t.exists()) return outcome::either;
+  if (t.repeats_rows()) return outcome::refused;
   std::vector<bool> taken(static_cast<std::size_t>(t.memory->bytes()));
   bool shared = false;
   t.for_each_row([&](index_t byte, index_t count) {
