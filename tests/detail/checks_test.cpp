@@ -260,7 +260,7 @@ TEST(Checks, Heads) {
             "attend: expected q.heads % k.heads == 0, both at least 1, got q.heads = 0, k.heads = 2");
   EXPECT_EQ(sequence([](call& c) { c.k.heads = c.v.heads = 0; }),
             "attend: expected q.heads % k.heads == 0, both at least 1, got q.heads = 4, k.heads = 0");
-  EXPECT_EQ(sequence(q_heads((index_t{1} << 20) + 2)), "attend: expected at most 2^20 = 1048576 q.heads, got 1048578");
+  EXPECT_EQ(sequence(q_heads((index_t{1} << 20) + 1)), "attend: expected at most 2^20 = 1048576 q.heads, got 1048577");
   const std::string by_cache = "attend: expected q.heads % cache.num_kv_heads == 0, both at least 1, got q.heads = ";
   EXPECT_EQ(stream(q_heads(3)), by_cache + "3, cache.num_kv_heads = 2");
   EXPECT_EQ(stream(q_heads(0)), by_cache + "0, cache.num_kv_heads = 2");
