@@ -196,4 +196,39 @@ TEST_P(threads_that_share_keys, leave_every_bit) {
   });
 }
 
+// Looks at what has been written by then after each task.
+template <class Look>
+struct watched_executor {
+  Look look;
+
+  index_t num_workers() const { return 3; }
+  template <class Function>
+  void run(index_t num_tasks, Function&& f) const {
+    for (index_t task = 0; task < num_tasks; ++task) {
+      f(task, task % num_workers());
+      look(num_tasks - task - 1);
+    }
+  }
+};
+
+// Whoever ends the last part of the keys writes the output, and no one before: it might be reading what others still write.
+TEST(workers_that_share_keys, write_no_output_before_all_parts_are_done) {
+  constexpr int seed = 9;
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  generator random(seed);
+  const extents e = {5600, 1, 2};
+  const inputs<> in = random_inputs(random, e);
+  auto cache = cache_for<f32>(in, lm_infinite(3, 5500), rope(e.head_dim), {64});
+  append(in.k.view(), in.v.view(), cache);
+  tensor<float> out(1, e.heads(), e.v_head_dim);
+  const tensor<float> untouched = out;
+  index_t looks = 0;
+  const auto look = [&](index_t tasks_left) {
+    EXPECT_EQ(same_bits(out.view(), untouched.view()), tasks_left > 0) << tasks_left << " tasks left";
+    ++looks;
+  };
+  attend(in.q.view().slice(e.tokens - 1, 1), cache, out.view(), {}, watched_executor<decltype(look)>{look});
+  EXPECT_EQ(looks, 3);
+}
+
 }  // namespace
