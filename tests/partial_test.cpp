@@ -202,6 +202,12 @@ TEST(Merge, Refusals) {
   EXPECT_EQ(merging(a.view(), out.view(), {logits.data(), 4}), "merge: expected sink_logits for 3 heads, got 4");
   EXPECT_EQ(merging(a.view(), out.view(), {nullptr, 3}),
             "merge: expected sink_logits for 3 heads, got 3 at a null pointer");
+  constexpr index_t too_many = index_t{1} << 62;  // logits, of no rows
+  const la::tensor_view<float> nothing(nullptr, 0, too_many, 1, 0, 0);
+  EXPECT_EQ(refusal([&] {
+              la::merge<float, float>(nullptr, 0, la::partial_result{nothing, nothing}, {logits.data(), too_many});
+            }),
+            "merge: expected sink_logits to end within 2^63 bytes, got [1, 1, 4611686018427387904] with strides 0, 0");
 
   constexpr const char* apart =
       "merge: expected the result to be a part, row for row, or apart from it, got overlapping memory";

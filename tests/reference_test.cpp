@@ -8,10 +8,33 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdint>
 #include <vector>
 
 namespace la = lambda_attention;
 using la::index_t;
+
+struct halves_of_an_engine {
+  std::uint16_t bits;
+};
+struct bfloat16s_of_an_engine {
+  std::uint16_t bits;
+};
+struct doubles_of_an_engine {
+  double number;
+};
+template <>
+struct lambda_attention::element_traits<halves_of_an_engine> {
+  static constexpr element_kind kind = element_kind::f16;
+};
+template <>
+struct lambda_attention::element_traits<bfloat16s_of_an_engine> {
+  static constexpr element_kind kind = element_kind::bf16;
+};
+template <>
+struct lambda_attention::element_traits<doubles_of_an_engine> {
+  static constexpr element_kind kind = element_kind::f64;
+};
 
 namespace {
 
@@ -210,4 +233,11 @@ TEST(Reference, LargeLogits) {
   EXPECT_NEAR(r.last_lse, 20000 + std::log(4), 1e-11);
   e.k = {-20000, -20000 + ln3};
   EXPECT_NEAR(e.with(la::none()).out[1], 5, 1e-11);
+}
+
+// Of types that only name their kind.
+TEST(Reference, ReadsElementsByTheirKind) {
+  EXPECT_EQ(la::reference::number(halves_of_an_engine{0x3c01}), 1 + 0x1p-10L);
+  EXPECT_EQ(la::reference::number(bfloat16s_of_an_engine{0x3f81}), 1 + 0x1p-7L);
+  EXPECT_EQ(la::reference::number(doubles_of_an_engine{1 + 0x1p-52}), 1 + 0x1p-52L);
 }

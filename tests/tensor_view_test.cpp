@@ -88,3 +88,10 @@ TEST(TensorView, BecomesConstAndNothingElse) {
   EXPECT_EQ(constant.token_stride, 4);
   EXPECT_EQ(constant.head_stride, 5);
 }
+
+// The call that a view is given to refuses extents whose product does not fit; making the view is no overflow.
+TEST(TensorView, DenseStridesStopAtTheLargestIndex) {
+  constexpr la::index_t many = la::index_t{1} << 40;
+  static_assert(la::token_major<float>(nullptr, 1, many, many).token_stride == la::unlimited);
+  static_assert(la::head_major<float>(nullptr, many, 1, many).head_stride == la::unlimited);
+}

@@ -3,6 +3,7 @@
 
 #include <lambda_attention/config.hpp>
 #include <lambda_attention/detail/kernels.hpp>
+#include <lambda_attention/kernels_elsewhere.hpp>  // Clang refuses it after the definitions
 
 namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {

@@ -73,15 +73,11 @@ template <class Storage, class Position>
 class kv_cache {
  public:
   using storage_type = Storage;
-  using compute_type = typename Storage::compute_type;
-  static_assert(std::is_same_v<compute_type, float> || std::is_same_v<compute_type, double>,
-                "lambda_attention: Storage::compute_type must be float or double");
-  static_assert(
-      Storage::format == row_format::custom ||
-          (Storage::format == row_format::f64) == std::is_same_v<compute_type, double>,
-      "lambda_attention: Storage::format must be custom, or f64 with compute_type double, or another with float");
+  using compute_type = typename detail::checked_storage<Storage>::compute_type;
   static_assert(std::is_base_of_v<position_encoding, Position>,
                 "lambda_attention: a position encoding derives from position_encoding, see position.hpp");
+  static_assert(std::is_nothrow_move_constructible_v<Position> && std::is_nothrow_move_assignable_v<Position>,
+                "lambda_attention: a position encoding that a cache keeps is moved with it, which must be noexcept");
 
   kv_cache(const lambda_shape& shape, Position position, index_t num_kv_heads, index_t head_dim, index_t v_head_dim,
            const kv_cache_options& options = {})

@@ -35,6 +35,7 @@ enum class sink_distance {
 ///
 /// All three numbers are >= 0; `unlimited` stands for no bound. With sinks_at == cache_slot a sink j is at distance
 /// min(i, num_sinks + window - 1) - j, and distance_limit must not be below num_sinks + window - 1.
+/// Indices of queries and keys are from 0 to `unlimited` - 1.
 /// Source: Han et al., LM-Infinite, section 3 (n_global = num_sinks, n_local = window, L_pretrain = distance_limit).
 struct lambda_shape {
   index_t num_sinks = 0;

@@ -69,7 +69,7 @@ class bias_table {
         f32_(checked_size(num_heads, num_distances)),
         f64_(f32_.size()) {}
 
-  // Where memory runs out in the middle of a copy, nothing is assigned.
+  // Where memory runs out in the middle of a copy, nothing is assigned. What was moved from can be assigned to, or destroyed.
   bias_table(const bias_table&) = default;
   bias_table(bias_table&&) = default;
   bias_table& operator=(const bias_table& other) { return *this = bias_table(other); }
@@ -92,6 +92,7 @@ class bias_table {
 
   index_t num_heads() const { return num_heads_; }
   index_t num_distances() const { return num_distances_; }
+  /// For the kernels; 0 <= head < num_heads().
   const float* row(index_t head, float) const { return f32_.data() + head * row_size() + margin; }
   const double* row(index_t head, double) const { return f64_.data() + head * row_size() + margin; }
 
@@ -125,7 +126,8 @@ struct position_data {
 };
 
 /// Base of the encodings: what one gets that does not say otherwise. An encoding is a class that derives from this and
-/// has `position_data data() const`; it hides the members below that are not true of it.
+/// has `position_data data() const`; it hides the members below that are not true of it. A cache keeps a copy, whose moves
+/// must be noexcept.
 ///
 /// score() and bias() are the formula of the encoding, written down plainly for reference.hpp; the kernels do not use
 /// them. `query` and `key` are head_dim numbers that no rotation has touched.

@@ -1,4 +1,5 @@
 // The formula, written down plainly in long double: O(n^2), for tests and for trust. It shares no code with the kernels.
+// Its std::vectors are of functions that units of different -march share: include it where one is used.
 #pragma once
 
 #include <lambda_attention/config.hpp>
@@ -9,6 +10,7 @@
 #include <lambda_attention/tensor_view.hpp>
 
 #include <cmath>
+#include <cstring>
 #include <type_traits>
 #include <vector>
 
@@ -16,16 +18,20 @@ namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 namespace reference {
 
-/// One element as a number.
+/// One element as a number: by the bits that its kind says it has.
 template <class T>
 long double number(const T& element) {
-  if constexpr (element_traits<T>::kind == element_kind::custom) {
-    return element_traits<T>::to_float(element);
-  } else if constexpr (std::is_floating_point_v<T>) {
-    return element;
-  } else {
-    return static_cast<float>(element);
-  }
+  const auto with_the_bits = [&element](auto number) {
+    static_assert(sizeof number == sizeof element, "lambda_attention: an element is as large as its kind");
+    std::memcpy(&number, &element, sizeof number);
+    return number;
+  };
+  constexpr element_kind kind = element_traits<T>::kind;
+  if constexpr (kind == element_kind::custom) return element_traits<T>::to_float(element);
+  if constexpr (kind == element_kind::f16) return static_cast<float>(with_the_bits(half()));
+  if constexpr (kind == element_kind::bf16) return static_cast<float>(with_the_bits(bfloat16()));
+  if constexpr (kind == element_kind::f32) return with_the_bits(float());
+  if constexpr (kind == element_kind::f64) return with_the_bits(double());
 }
 
 template <class T>

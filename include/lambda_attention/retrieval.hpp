@@ -10,6 +10,7 @@
 #include <lambda_attention/options.hpp>
 #include <lambda_attention/partial.hpp>
 #include <lambda_attention/position.hpp>
+#include <lambda_attention/storage.hpp>
 #include <lambda_attention/tensor_view.hpp>
 #include <lambda_attention/workspace.hpp>
 
@@ -31,9 +32,11 @@ inline namespace LAMBDA_ATTENTION_UNIT {
 template <class Storage, class Position>
 class middle_store {
  public:
-  using compute_type = typename Storage::compute_type;
+  using compute_type = typename detail::checked_storage<Storage>::compute_type;
   static_assert(std::is_base_of_v<position_encoding, Position>,
                 "lambda_attention: a position encoding derives from position_encoding, see position.hpp");
+  static_assert(std::is_nothrow_move_constructible_v<Position> && std::is_nothrow_move_assignable_v<Position>,
+                "lambda_attention: a position encoding that a store keeps is moved with it, which must be noexcept");
 
   middle_store(const lambda_shape& shape, Position position, index_t num_kv_heads, index_t head_dim, index_t v_head_dim)
       : position_(std::move(position)),

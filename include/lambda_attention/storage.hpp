@@ -3,6 +3,8 @@
 
 #include <lambda_attention/config.hpp>
 
+#include <type_traits>
+
 namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 
@@ -19,6 +21,20 @@ enum class row_format { f32, f64, f16, bf16, int8, custom };
 //
 // encode() writes a row and returns its scale, which the cache keeps beside the rows and hands to decode(); a storage
 // without scales returns 1. Neither throws. `stored` is aligned to 16 bytes and holds row_bytes(dim), zero at first.
+
+namespace detail {
+// A storage that can be kept to the contract.
+template <class Storage>
+struct checked_storage {
+  using compute_type = typename Storage::compute_type;
+  static_assert(std::is_same_v<compute_type, float> || std::is_same_v<compute_type, double>,
+                "lambda_attention: Storage::compute_type must be float or double");
+  static_assert(
+      Storage::format == row_format::custom ||
+          (Storage::format == row_format::f64) == std::is_same_v<compute_type, double>,
+      "lambda_attention: Storage::format must be custom, or f64 with compute_type double, or another with float");
+};
+}  // namespace detail
 
 }  // namespace LAMBDA_ATTENTION_UNIT
 }  // namespace lambda_attention

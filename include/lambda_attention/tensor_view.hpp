@@ -43,10 +43,18 @@ struct tensor_view {
   }
 };
 
+namespace detail {
+// A stride of a dense tensor. Extents whose product does not fit are refused by the call that the view is given to.
+constexpr index_t dense_stride(index_t count, index_t dim) {
+  index_t stride = unlimited;
+  return multiply(count, dim, &stride) ? stride : unlimited;
+}
+}  // namespace detail
+
 /// A dense tensor stored as [tokens, heads, dim], the layout often called NHD.
 template <class T>
 constexpr tensor_view<T> token_major(T* data, index_t tokens, index_t heads, index_t dim) {
-  return {data, tokens, heads, dim, heads * dim, dim};
+  return {data, tokens, heads, dim, detail::dense_stride(heads, dim), dim};
 }
 
 /// The same with any distance, in elements, between tokens: the queries, keys or values of a buffer that holds them all.
@@ -58,7 +66,7 @@ constexpr tensor_view<T> token_major(T* data, index_t tokens, index_t heads, ind
 /// A dense tensor stored as [heads, tokens, dim], the layout often called HND.
 template <class T>
 constexpr tensor_view<T> head_major(T* data, index_t tokens, index_t heads, index_t dim) {
-  return {data, tokens, heads, dim, dim, tokens * dim};
+  return {data, tokens, heads, dim, dim, detail::dense_stride(tokens, dim)};
 }
 
 }  // namespace LAMBDA_ATTENTION_UNIT

@@ -68,6 +68,7 @@ inline void check_result(const erased_part& result, const sink_logits_view& sink
     refuse("merge: expected sink_logits for %lld heads, got %lld%s", printable(result.out.heads),
            printable(sink_logits.size), sink_logits.data == nullptr ? " at a null pointer" : "");
   const tensor sinks = erase(tensor_view<const float>(sink_logits.data, 1, 1, sink_logits.size, 0, 0));
+  check_tensor(sinks, "merge", "sink_logits");
   const bool has_sinks = sink_logits.data != nullptr, has_lse = result.lse.data != nullptr;
   if ((has_lse && overlap(result.out, result.lse)) || (has_sinks && overlap(sinks, result.out)) ||
       (has_sinks && has_lse && overlap(sinks, result.lse)))

@@ -30,6 +30,7 @@ class alibi : public position_encoding {
   }
 
   index_t num_heads() const { return slopes_.size(); }
+  /// 0 <= head < num_heads().
   double slope(index_t head) const { return slopes_[head]; }
 
   position_data data() const {

@@ -92,7 +92,9 @@ struct llama3_scaling {
 ///
 ///     0.1 ln(factor) + 1;  with mscale and mscale_all_dim  (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)
 ///
-/// Source: Peng et al., YaRN (arXiv:2309.00071), section 3, by the number of the pair as the models' code has it.
+/// Source: Peng et al., YaRN (arXiv:2309.00071), section 3, by the number of the pair as the models' code has it. As there, it
+/// goes over from pair 0 on and up to pair 2 num_pairs - 1; where no pair turns so often, or so rarely, the words above do
+/// not hold.
 struct yarn_scaling {
   double factor = 1;
   double original_max_position_embeddings = 4096;

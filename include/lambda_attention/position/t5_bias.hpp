@@ -13,7 +13,8 @@ inline namespace LAMBDA_ATTENTION_UNIT {
 class t5_bias : public position_encoding {
  public:
   /// weights: [num_buckets, num_heads], as checkpoints store relative_attention_bias.
-  /// Errors: num_heads < 1, num_buckets < 2 or odd, max_distance <= num_buckets / 2 or above 2^24, a weight not finite.
+  /// Errors: num_heads < 1 or above 2^20, num_buckets < 2, odd or above 2^20, max_distance <= num_buckets / 2 or above 2^24, a
+  /// weight that is not within +-1e30.
   t5_bias(const float* weights, index_t num_buckets, index_t num_heads, index_t max_distance = 128)
       : num_buckets_(num_buckets),
         max_distance_(checked_distance(num_buckets, num_heads, max_distance)),

@@ -9,7 +9,8 @@
 namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 
-/// The upper half of a float, rounded to nearest even. Relative error of an element at most 2^-8.
+/// The upper half of a float, rounded to nearest even. Relative error of an element at most 2^-8, for magnitudes from
+/// 2^-126 on; the largest floats, from 3.39e38 on, may become infinite.
 struct bf16 {
   using compute_type = float;
   static constexpr row_format format = row_format::bf16;

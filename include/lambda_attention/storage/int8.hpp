@@ -20,8 +20,8 @@ inline float int8_scale(float largest) {
 
 }  // namespace detail
 
-/// element = scale * byte, scale = (largest magnitude of the row) / 127. The error of an element is at most scale / 2. A row
-/// with a NaN or an infinity is stored as NaN.
+/// element = scale * byte, scale = (largest magnitude of the row) / 127. The error of an element is at most scale / 2; a row
+/// whose scale would be below 2^-120 is stored as zeros, one with a NaN or an infinity as NaN.
 struct int8 {
   using compute_type = float;
   static constexpr row_format format = row_format::int8;

@@ -1,0 +1,13 @@
+// expected: lambda_attention: a position encoding that a store keeps is moved with it, which must be noexcept
+#include <lambda_attention/lambda_attention.hpp>
+
+namespace la = lambda_attention;
+
+struct my_encoding : la::position_encoding {
+  my_encoding() = default;
+  my_encoding(const my_encoding&) {}
+  my_encoding& operator=(const my_encoding&) { return *this; }
+  la::position_data data() const { return {}; }
+};
+
+la::middle_store<la::f32, my_encoding> store(la::sliding_window(4), my_encoding(), 1, 8, 8);
