@@ -372,6 +372,34 @@ TYPED_TEST(KvCacheOf, LoadRefusesWhatIsNotAsItWasWritten) {
   EXPECT_TRUE(same_bits(other.out.elements, (feed(t, alone, 0, 6), feed(t, alone, 6, 12))));
 }
 
+// Numbers behind the rows, where a cache has zeros: they go with the rows that a file brought.
+TEST(KvCache, WhatAFileHasBehindItsRowsIsForgottenWithThem) {
+  constexpr index_t head_dim = 5, bytes_of_row = 64;
+  la::kv_cache<la::f32, la::none> cache(la::sliding_window(4), {}, 1, head_dim, head_dim);
+  std::vector<float> row(head_dim, 1), out(head_dim);
+  const auto view = [&](std::vector<float>& numbers) { return la::token_major(numbers.data(), 1, 1, head_dim); };
+  const auto step = [&] { la::attend(view(row), view(row), view(row), cache, view(out)); };
+  for (int t = 0; t < 4; ++t) step();
+  std::stringstream written;
+  cache.save(written);
+  std::string bytes = written.str();
+  la::detail::cache_file_header header;
+  ASSERT_EQ(bytes.size(), sizeof header + 2 * 4 * bytes_of_row);
+  std::memcpy(&header, bytes.data(), sizeof header);
+  for (std::size_t r = sizeof header; r < bytes.size(); r += bytes_of_row)
+    std::memset(&bytes[r + head_dim * sizeof(float)], 0xff, 11 * sizeof(float));
+  la::detail::checksum sum;
+  sum.add(bytes.data() + sizeof header, static_cast<index_t>(bytes.size() - sizeof header));
+  header.sum_of_rows = sum.value();
+  header.sum_of_header = header.computed_sum();
+  std::memcpy(bytes.data(), &header, sizeof header);
+  std::stringstream file(bytes);
+  cache.load(file);
+  cache.clear();
+  step();
+  EXPECT_EQ(out, row);
+}
+
 // Fields that no cache has written, under checksums that fit; rows of zeros follow.
 TEST(KvCache, LoadRefusesHostileNumbers) {
   constexpr index_t most = index_t{1} << 62;

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -64,6 +65,22 @@ struct first_pair_turns_and_shrinks : first_pair_turns {
     return first_pair_turns::score(q, k, head_dim, distance) / 4;
   }
 };
+
+// Remembers the last position that it was asked for.
+struct last_position : la::position_encoding {
+  static std::uint64_t last;
+
+  template <class Real>
+  void turn(std::uint64_t position, Real*, index_t) const noexcept {
+    last = std::max(last, position);
+  }
+  la::position_data data() const {
+    la::position_data data;
+    data.function = la::row_function_of(*this);
+    return data;
+  }
+};
+std::uint64_t last_position::last = 0;
 
 // Not a rotation, but easy to follow.
 struct doubles_up {
@@ -223,4 +240,21 @@ TEST(BiasTable, Refusals) {
   EXPECT_EQ(set(0, -1, 1), expected_entry + "0, -1, 1");
   EXPECT_EQ(set(0, 0, HUGE_VAL), expected_entry + "0, 0, inf");
   EXPECT_EQ(set(0, 0, std::nan("")), expected_entry + "0, 0, nan");
+}
+
+// A function may look angles up in a table: without a limit no position is beyond the last token's.
+TEST(RowFunction, IsCalledForPositionsThatThereAre) {
+  constexpr index_t num_tokens = 40, dim = 16;
+  for (const index_t step : {1, 20}) {
+    la::kv_cache<la::f32, last_position> cache(la::sliding_window(4), {}, 1, dim, dim, {step});
+    std::vector<float> rows(static_cast<std::size_t>(num_tokens * dim), 1), out(rows.size());
+    last_position::last = 0;
+    for (index_t t = 0; t < num_tokens; t += step) {
+      const auto view = [&](std::vector<float>& numbers) {
+        return la::token_major(numbers.data(), num_tokens, 1, dim).slice(t, step);
+      };
+      la::attend(view(rows), view(rows), view(rows), cache, view(out));
+    }
+    EXPECT_EQ(last_position::last, num_tokens - 1) << "in steps of " << step;
+  }
 }

@@ -103,8 +103,8 @@ class kv_cache {
   void clear() { core_.clear(); }
 
   /// Forgets the newest tokens: rejected ones of a draft, say. The stream goes on as if they had never come.
-  /// Errors: std::invalid_argument, and nothing is changed, where a key is gone that the next query would see. Within max_rewind
-  /// tokens of the newest that ever came none is.
+  /// Errors: std::invalid_argument, and nothing is changed, where a key is gone that the next query would see, or would be if
+  /// sinks took a place in the rings. Within max_rewind tokens of the newest that ever came none is.
   /// Cost: none.
   void rewind(index_t tokens) {
     if (tokens < 0 || tokens > core_.newest_held())

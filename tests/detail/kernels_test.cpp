@@ -146,7 +146,7 @@ TYPED_TEST(kernels, no_weight_and_no_output_is_subnormal) {
     const index_t width = table.lanes * table.tile_vectors;
     for (const double ascent : {0.3, 2.0, 7.0, 45.0}) {
       detail::buffer<TypeParam> queries(dim * width), keys(num_keys * dim), values(num_keys * dim);
-      detail::buffer<TypeParam> output(dim * width), scores(detail::keys_per_block * width), sums(2 * width);
+      detail::buffer<TypeParam> output(dim * width), scores(detail::keys_per_block * width), sums(3 * width);
       for (index_t l = 0; l < width; ++l) queries[l] = 1;
       for (index_t k = 0; k < num_keys; ++k) {
         keys[k * dim] = static_cast<TypeParam>(ascent * static_cast<double>(k));
@@ -159,6 +159,7 @@ TYPED_TEST(kernels, no_weight_and_no_output_is_subnormal) {
       tile.scores = scores.data();
       tile.running_max = sums.data();
       tile.sum = sums.data() + width;
+      tile.sum_of_block = sums.data() + 2 * width;
       table.begin_tile(tile);
       detail::tile_keys<TypeParam> run = {};
       run.queries = queries.data();
@@ -423,7 +424,7 @@ std::vector<float> output_of_tile(const std::vector<run_of_pairs>& runs,
                                   isa_level isa) {
   constexpr index_t width = 64;
   const detail::pair_kernels<float>& kernels = *detail::pair_kernels_for<float>(isa);
-  detail::buffer<float> output(v_head_dim * width), scores(detail::keys_per_block * width), sums(3 * width);
+  detail::buffer<float> output(v_head_dim * width), scores(detail::keys_per_block * width), sums(4 * width);
   detail::tile_state<float> tile = {};
   tile.head_dim = head_dim;
   tile.v_head_dim = v_head_dim;
@@ -432,6 +433,7 @@ std::vector<float> output_of_tile(const std::vector<run_of_pairs>& runs,
   tile.scores = scores.data();
   tile.running_max = sums.data();
   tile.sum = sums.data() + width;
+  tile.sum_of_block = sums.data() + 3 * width;
   for (index_t l = 0; l < width; ++l) sums[2 * width + l] = static_cast<float>(l);
   tile.position = sums.data() + 2 * width;
   tile.has_slope = true;

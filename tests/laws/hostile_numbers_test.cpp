@@ -667,4 +667,61 @@ TEST(float_modes, reach_the_kernels) {
   EXPECT_TRUE(same_bits(attend_sequence<float>(in, shape, position).view(), nearest.view())) << "the mode has stayed";
 }
 
+// Halves that are not normal are numbers all the same: what they become is.
+TEST(float_modes, leave_halves_alone) {
+  tensor<half> q(1, 1, 16), k(1, 1, 16), v(1, 1, 16);
+  for (tensor<half>* t : {&q, &k}) for_each_element(t->view(), [](half& x) { x = half(1); });
+  index_t bits = 1;  // up to the largest, and the smallest normal one
+  for_each_element(v.view(),
+                   [&](half& x) { x.bits = static_cast<std::uint16_t>(bits), bits += bits < 0x200 ? bits : 0x55; });
+  for (const isa_level isa : isa_levels()) {
+    tensor<float> out(1, 1, 16);
+    attention_options options;
+    options.isa = isa;
+    {
+      const scoped_float_mode scope(float_mode::flush_to_zero);
+      attend(q.view(), k.view(), v.view(), full_causal(), lambda_attention::none(), out.view(), options);
+    }
+    for (index_t d = 0; d < 16; ++d)
+      EXPECT_EQ(out.view().row(0, 0)[d], static_cast<float>(v.view().row(0, 0)[d])) << name_of(isa) << ", dim " << d;
+  }
+}
+
+// Queries at the end of so many keys that a float which takes in one after the other would be off by more than the bound.
+constexpr index_t many_keys = index_t{1} << 17;
+template <class Fill>
+double error_of_many_keys(isa_level isa, Fill&& fill) {
+  constexpr index_t num_queries = 64, dim = 16;
+  inputs<> in = {{many_keys, 1, dim}, {many_keys, 1, dim}, {many_keys, 1, dim}};
+  fill(in);
+  const auto q = in.q.view().slice(many_keys - num_queries, num_queries);
+  tensor<float> out(num_queries, 1, dim);
+  attention_options options;
+  options.isa = isa;
+  const key_run run{0, in.k.view(), in.v.view()};
+  attend(query_run{many_keys - num_queries, q}, &run, 1, full_causal(), lambda_attention::none(), out.view(), options);
+  error_sum sum;
+  for (index_t t = 0; t < num_queries; t += 21) {
+    long double expected[dim];
+    reference::attend_row(q.row(t, 0), many_keys - num_queries + t, 0, 1, in.k.view(), in.v.view(), full_causal(),
+                          lambda_attention::none(), options, expected);
+    for (index_t d = 0; d < dim; ++d) sum.add(static_cast<long double>(out.view().row(t, 0)[d]), expected[d]);
+  }
+  return sum.nmse();
+}
+
+TEST(tiles_of_many_keys, keep_the_bound) {
+  // Where each addition rounds the same way: of the keys of a block, then of the blocks; of weights, and of values.
+  const double rounding = 2 * 0x1p-24 * (96 + many_keys / 96), square_of_rounding = rounding * rounding;
+  const auto all_alike = [](inputs<>& in) {
+    for (tensor<float>* t : {&in.q, &in.k, &in.v}) for_each_element(t->view(), [](float& x) { x = 0.73f; });
+  };
+  for (const isa_level isa : isa_levels()) {
+    generator random(seed);
+    const auto normal = [&](inputs<>& in) { in = random_inputs(random, {in.q.view().tokens, 1, 1, 16, 16}); };
+    EXPECT_LE(error_of_many_keys(isa, normal), arithmetic_bound<float>()) << name_of(isa) << ", seed " << seed;
+    EXPECT_LE(error_of_many_keys(isa, all_alike), square_of_rounding) << name_of(isa) << ", all alike";
+  }
+}
+
 }  // namespace

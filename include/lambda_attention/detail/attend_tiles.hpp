@@ -36,6 +36,7 @@ class tile_driver {
     tile_.scores = scratch.scores;
     tile_.running_max = scratch.running_max;
     tile_.sum = scratch.sum;
+    tile_.sum_of_block = scratch.sum_of_block;
     tile_.position = scratch.position;
     tile_.num_distances = num_biases_of(job);
     tile_.soft_cap = job.soft_cap;

@@ -50,6 +50,7 @@ class row_ring {
         capacity_(num_rows),
         dim_(row_dim),
         row_bytes_(aligned_row_bytes(storage.row_bytes(round_up(row_dim, row_multiple)))),
+        padding_(storage.format == row_format::custom ? 0 : row_bytes_ - storage.row_bytes(row_dim)),
         first_byte_(first_byte),
         first_scale_byte_(first_byte + bytes_of_rows(num_heads, num_rows, row_bytes_)) {}
 
@@ -71,6 +72,8 @@ class row_ring {
     const float scale = storage_.format == row_format::custom ? storage_.encode(row, dim_, stored)
                                                               : kernels.write_row(storage_.format, row, dim_, stored);
     if (has_scales()) reinterpret_cast<float*>(block + first_scale_byte_)[slot] = scale;
+    // Kernels multiply what is behind a row by zero. It was zero at first, but for what a forged file has left there.
+    if (padding_ > 0) std::memset(stored + row_bytes_ - padding_, 0, static_cast<std::size_t>(padding_));
   }
 
   // Calls visit(memory, bytes) for the rows of the tokens, oldest first, in as many runs as they lie in; then for their
@@ -125,6 +128,7 @@ class row_ring {
   index_t capacity_;
   index_t dim_;
   index_t row_bytes_;
+  index_t padding_;  // bytes at a row's end, of the formats that kernels read
   index_t first_byte_;
   index_t first_scale_byte_;
 };

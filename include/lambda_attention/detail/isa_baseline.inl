@@ -62,10 +62,12 @@ LAMBDA_ATTENTION_INLINE mask_of<float> load_lower_halves(const unsigned char* so
 
 LAMBDA_ATTENTION_INLINE floats load_f16(const unsigned char* source) {
   const mask_of<float> wide = load_lower_halves(source);
-  // A half is a float whose exponent is 112 too small: one exact multiplication, subnormals included.
+  // A half is a float whose exponent is 112 too small, or a multiple of 2^-24: no float on the way is subnormal, for those
+  // count as zero where the processor flushes them.
   const mask_of<float> magnitude = (wide & 0x7fff) << 13;
   const mask_of<float> sign = (wide & 0x8000) << 16;
-  const floats number = (floats)magnitude * 0x1p112f;
+  const floats small = __builtin_convertvector(wide & 0x3ff, floats) * 0x1p-24f;
+  const floats number = magnitude < 0x00800000 ? small : (floats)(magnitude + 0x38000000);
   const mask_of<float> special = (magnitude >= 0x0f800000) & 0x7f800000;  // infinity or NaN
   return (floats)((mask_of<float>)number | special | sign);
 }

@@ -72,6 +72,7 @@ struct tile_state {
   Real* scores;                  // [keys_per_block][width]
   Real* running_max;             // [width], may be stale: no score is above it by more than the lazy-rescale threshold
   Real* sum;                     // [width], of 2^(score - running_max)
+  Real* sum_of_block;            // [width], of those keys that are not yet in it
   const Real* position;          // [width], of each lane in the tile
   Real slope[max_tile_vectors];  // per vector, times log2(e); zeros without ALiBi
   const Real* bias_row[max_tile_vectors];  // per vector, of a bias_table; null without one

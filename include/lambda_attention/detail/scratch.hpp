@@ -63,6 +63,7 @@ struct worker_scratch {
   Real* scores;
   Real* running_max;
   Real* sum;
+  Real* sum_of_block;
   Real* position;
 
   worker_scratch(scratch_arena& arena, const scratch_sizes& sizes) {
@@ -81,6 +82,7 @@ struct worker_scratch {
     scores = arena.take<Real>(sizes.scores);
     running_max = arena.take<Real>(sizes.width);
     sum = arena.take<Real>(sizes.width);
+    sum_of_block = arena.take<Real>(sizes.width);
     position = arena.take<Real>(sizes.width);
   }
 };

@@ -15,6 +15,7 @@ void begin_tile(tile_state<Real>& tile) {
   for (index_t lane = 0; lane < tile.width; lane += lanes) {
     store(tile.running_max + lane, broadcast(Real(first_running_max)));
     store(tile.sum + lane, broadcast(Real(0)));
+    store(tile.sum_of_block + lane, broadcast(Real(0)));
   }
   const index_t padded_dim = (tile.v_head_dim + row_multiple - 1) / row_multiple * row_multiple;
   for (index_t i = 0; i < padded_dim * tile.width; i += lanes) store(tile.output + i, broadcast(Real(0)));
@@ -98,7 +99,10 @@ __attribute__((noinline, cold)) void raise_maxima(tile_state<Real>& tile, const 
     const vector_of<Real> new_max = raised ? whole + margin : old_max;
     const vector_of<Real> scale = raised ? exp2_of_whole<Real>(old_max - new_max) : broadcast(Real(1));
     store(tile.running_max + v * lanes, new_max);
-    store(tile.sum + v * lanes, scaled_down(load(tile.sum + v * lanes), scale, lowest_normal<Real>));
+    Real* const sum = tile.sum + v * lanes;
+    Real* const sum_of_block = tile.sum_of_block + v * lanes;
+    store(sum, scaled_down(load(sum), scale, lowest_normal<Real>));
+    store(sum_of_block, scaled_down(load(sum_of_block), scale, lowest_normal<Real>));
     for (index_t row = 0; row < done / numbers_per_word; ++row)
       scale_word(scores + row * tile.width + v * lanes, scale);
     for (index_t d = 0; d < tile.v_head_dim; ++d) {
@@ -197,7 +201,7 @@ LAMBDA_ATTENTION_INLINE void weigh_block(tile_state<Real>& tile, const tile_keys
     vector_of<Real> weight[Keys];
     LAMBDA_ATTENTION_UNROLL
     for (int k = 0; k < Keys; ++k) weight[k] = weight_of<Real>(acc[k][v] - max);
-    Real* const total = tile.sum + first_lane + v * lanes;
+    Real* const total = tile.sum_of_block + first_lane + v * lanes;
     store(total, load(total) + store_weights(tile.scores + first_lane + v * lanes, tile.width, done, weight));
   }
 }
@@ -210,6 +214,20 @@ LAMBDA_ATTENTION_INLINE void score_block(tile_state<Real>& tile, const tile_keys
   inner_products<Keys, Vectors>(keys.keys + first_key * keys.key_stride, keys.key_stride, keys.queries + first_lane,
                                 tile.width, words_for(tile.head_dim), acc);
   weigh_block<Keys, Vectors>(tile, keys, first_key, done, acc, [](int) { return true; });
+}
+
+// The weights of a block are added up before they come to the sum, as its values are: a float that takes in one key after the
+// other is off by their number times 2^-24 where they weigh alike, and has lost the promised bound at some 2,000.
+template <int Vectors, class Real>
+LAMBDA_ATTENTION_INLINE void add_sum_of_block(tile_state<Real>& tile, index_t first_lane) {
+  constexpr int lanes = vectors<Real>::lanes;
+  LAMBDA_ATTENTION_UNROLL
+  for (int v = 0; v < Vectors; ++v) {
+    Real* const sum = tile.sum + first_lane + v * lanes;
+    Real* const of_block = tile.sum_of_block + first_lane + v * lanes;
+    store(sum, load(sum) + load(of_block));
+    store(of_block, broadcast(Real(0)));
+  }
 }
 
 // output panel, dims [0, Dims) of it, += weights of num_keys keys times their values.
@@ -298,6 +316,7 @@ LAMBDA_ATTENTION_INLINE void add_block(tile_state<Real>& tile, const tile_keys<R
     if (missing > 0) score_block<1, Vectors>(tile, keys, first + 1, 1);
   }
   score_keys<rows, Vectors>(tile, keys, first, 2 * missing, size);
+  add_sum_of_block<Vectors>(tile, first_lane);
   add_weighted_values<rows, Vectors>(output, weights + missing * tile.width, tile.width,
                                      values + missing * keys.value_stride, keys.value_stride, num_rows - missing, 0,
                                      tile.v_head_dim);

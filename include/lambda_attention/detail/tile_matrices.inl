@@ -163,6 +163,7 @@ __attribute__((noinline)) void add_steps_to(tile_state<float>& tile, const tile_
                              min(end - done, keys_per_block), max(0, -first), keys.num_keys - first};
     multiply_keys(tile, keys, steps);
     weigh_steps<Vectors>(tile, keys, first, steps);
+    add_sum_of_block<Vectors>(tile, keys.first_vector * matrix_size);
     multiply_values(tile, keys, steps);
   }
 }

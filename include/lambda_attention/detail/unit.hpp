@@ -36,11 +36,12 @@
                              LAMBDA_ATTENTION_PASTE(LAMBDA_ATTENTION_PASTE(_avx512_, LAMBDA_ATTENTION_UNIT_AVX512), \
                                                     LAMBDA_ATTENTION_PASTE(_apx, LAMBDA_ATTENTION_DIGIT(__APX_F__)))))
 #elif defined(__aarch64__)
-#define LAMBDA_ATTENTION_UNIT_ISA                                                                        \
-  LAMBDA_ATTENTION_PASTE(                                                                                \
-      neon, LAMBDA_ATTENTION_DIGITS(__ARM_FEATURE_ATOMICS, __ARM_FEATURE_COMPLEX, __ARM_FEATURE_DOTPROD, \
-                                    __ARM_FEATURE_FP16_VECTOR_ARITHMETIC, __ARM_FEATURE_MATMUL_INT8,     \
-                                    __ARM_FEATURE_BF16_VECTOR_ARITHMETIC, __ARM_FEATURE_SVE, __ARM_FEATURE_SVE2))
+#define LAMBDA_ATTENTION_UNIT_ISA                                                                              \
+  LAMBDA_ATTENTION_PASTE(                                                                                      \
+      LAMBDA_ATTENTION_PASTE(LAMBDA_ATTENTION_PASTE(mops, LAMBDA_ATTENTION_DIGIT(__ARM_FEATURE_MOPS)), _neon), \
+      LAMBDA_ATTENTION_DIGITS(__ARM_FEATURE_ATOMICS, __ARM_FEATURE_COMPLEX, __ARM_FEATURE_DOTPROD,             \
+                              __ARM_FEATURE_FP16_VECTOR_ARITHMETIC, __ARM_FEATURE_MATMUL_INT8,                 \
+                              __ARM_FEATURE_BF16_VECTOR_ARITHMETIC, __ARM_FEATURE_SVE, __ARM_FEATURE_SVE2))
 #else
 #define LAMBDA_ATTENTION_UNIT_ISA plain
 #endif
