@@ -60,7 +60,7 @@ class position_driver {
     const key_bands bands = job_.plan.bands(first, last);
     const index_range keys = keys_of(parts, bands);
     score_stride_ = round_up(keys.size(), row_multiple);
-    for (index_t row = 0; row < num_rows_; ++row) pack(row, bands);
+    for (index_t row = 0; row < num_rows_; ++row) pack(row, bands.any_far());
     const auto for_each_part = [&](auto&& visit) {
       for (index_t part = parts.first; part < parts.last; ++part) {
         const index_range keys_of_part = keys_of({part, part + 1}, bands);
@@ -87,14 +87,12 @@ class position_driver {
 
   // A query, turned to its own position, and to the far one where there is such a key: without a limit it may be one that no
   // row function knows.
-  void pack(index_t row, const key_bands& bands) {
+  void pack(index_t row, bool any_far) {
     const index_t query = query_of(row);
     const Real* const numbers = read_query(kernels_, job_.q, query - job_.first_query, head_of(row), scratch_.row);
     Real* const own = scratch_.queries[0] + row * padded_dim_;
     turner_.turn_to_own_position(query, numbers, own);
     scale_and_pad(own);
-    bool any_far = false;
-    for (int b = 0; b < bands.count; ++b) any_far = any_far || is_far(bands.band[b].kind);
     if (!any_far) return;
     Real* const far = scratch_.queries[1] + row * padded_dim_;
     turner_.turn_to_far_position(query, numbers, far);

@@ -11,6 +11,7 @@
 #include <lambda_attention/detail/tensor.hpp>
 
 #include <cstdint>
+#include <cstring>
 
 namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {

@@ -59,6 +59,12 @@ struct key_band {
 struct key_bands {
   key_band band[num_key_kinds] = {};
   int count = 0;
+
+  constexpr bool any_far() const {
+    for (int b = 0; b < count; ++b)
+      if (is_far(band[b].kind)) return true;
+    return false;
+  }
 };
 
 constexpr index_range common(index_range a, index_range b) { return {max(a.first, b.first), min(a.last, b.last)}; }
