@@ -224,8 +224,8 @@ void run_case(std::uint64_t number) {
       for (; done < enough; done += std::max<index_t>(outputs, 1))
         calls<std::decay_t<decltype(position)>>[c.way](c, position, sums);
       bound = bounds[c.way](sums.sigma(), c.isa);
-      // An lse is a float; and that of one key, whose sigma is 0, a logit, which is off by as much of itself as at sigma 1.
-      const double lse_sigma = sums.sigma() == 0 ? 1 : sums.sigma();
+      // An lse is a float; and that of one key, where there is no sigma, a logit, which is off by as much of itself as at sigma 1.
+      const double lse_sigma = c.size.tokens == 1 ? 1 : sums.sigma();
       const double lse_bound = std::fmax(bounds[c.way](lse_sigma, c.isa), 0x1p-48);
       if (sums.out.nmse() <= bound && sums.lse.nmse() <= lse_bound) return;
       if (bound <= arithmetic_bound<float>(sums.sigma())) break;
