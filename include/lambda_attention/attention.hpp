@@ -60,7 +60,8 @@ void run_one(const attention_job<Real>& job, const attention_options& options, E
 ///
 /// Keys and values that are both bfloat16 are multiplied in pairs where the ISA does that, isa_level::avx512_bf16, or
 /// isa_level::amx_bf16 for head_dim and v_head_dim that are multiples of 32: queries, turned keys and weights are then rounded
-/// to bfloat16, which adds at most 5e-6 (1 + 2 sigma^2) to the NMSE, sigma^2 the variance of the logits.
+/// to bfloat16, which adds at most 5e-6 (1 + 2 sigma^2 (1 + 12 sigma^2 / head_dim)) to the NMSE for head_dim >= 16, sigma^2 the
+/// variance of the logits.
 /// options.isa = isa_level::avx512 computes in float.
 ///
 /// Errors: std::invalid_argument on extents, strides, aliases or options that do not fit, before anything is written.

@@ -68,10 +68,19 @@ constexpr double squared_rounding(lambda_attention::row_format format) {
 ///
 /// With weights p and independent errors, rounded values v (1 + e) move the output by sum p e v: u^2 of its own square sum
 /// p^2 v^2. So do rounded weights. Rounded keys, or queries, move each logit by an error of variance u^2 sigma^2, and the
-/// output by sum p error (v - out): at most u^2 sigma^2 of that square. So c = 1 on average. It is 2 here: a case has few
-/// rows, and int8's u^2 grows with the largest number of a row: by a third at 512.
+/// output by sum p error (v - out): u^2 sigma^2 of that square where head dimensions are many (weighted_sigma: few). So c = 1
+/// on average. It is 2 here: a case has few rows, and int8's u^2 grows with the largest number of a row: by a third at 512.
 constexpr double rounding_bound(double u2, double values, double keys, double sigma) {
   return 2 * u2 * (values + keys * sigma * sigma);
+}
+
+/// The sigma of rounding_bound for so few head dimensions: sigma^2 (1 + 12 sigma^2 / head_dim) is its square.
+///
+/// A logit sum a k of a query a, scaled, and a key k is moved by sum a k e, of variance u^2 sum a^2 k^2. Keys of large
+/// logits, whose k are large along a, have the weight: normal k, weighted by p^2 ~ exp(2 sum a k), have k^2 = 1 + 4 a^2 on
+/// average. And a normal a, sigma^2 / head_dim on average in its square, has 3 sigma^4 / head_dim^2 in its fourth power.
+inline double weighted_sigma(double sigma, index_t head_dim) {
+  return sigma * std::sqrt(1 + 12 * sigma * sigma / static_cast<double>(head_dim));
 }
 
 /// What is more where an ISA takes bfloat16s in pairs, for it rounds weights and queries to them, and keys that it turns.
