@@ -144,6 +144,13 @@ TEST(ToEigen, IsTheWayBack) {
   EXPECT_EQ(back, m.rightCols(4));
 }
 
+TEST(ToEigen, RefusesAHeadThatIsNotThere) {
+  const matrix m = counting(6, 8);
+  for (const la::index_t head : {-1, 2})
+    EXPECT_EQ(refusal([&] { to_eigen(from_eigen(m, 2), head); }),
+              "to_eigen: expected 0 <= head < 2, got " + std::to_string(head));
+}
+
 // A layer's fused projection, in place.
 TEST(Eigen, AttendOnBlocks) {
   sequence<float> s(30, 4, 2, 8, 8);

@@ -131,8 +131,9 @@ TEST(PositionData, SaysWhatItHolds) {
   data.rotation.num_pairs = 1;
   EXPECT_TRUE(data.rotates());
   data = {};
-  data.function.self = &data;
+  data.function.turn_f32 = [](const void*, std::uint64_t, float*, index_t) {};  // which may need no `self`
   EXPECT_TRUE(data.rotates());
+  EXPECT_TRUE(data.has_function());
   data = {};
   const double slope = 0;
   data.slopes = &slope;

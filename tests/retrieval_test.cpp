@@ -94,6 +94,22 @@ TEST(MiddleStore, CountsItsTokensAndGrows) {
 }
 
 // Nothing is in the middle yet: no weight, as attend_partial() says of a part without keys.
+TEST(MiddleStore, MayBeMovedToItself) {
+  const sequence<float> s(tokens, heads, kv_heads, dim, dim);
+  store_type store = new_store();
+  la::append(s.k.view(), s.v.view(), store);
+  const auto best = [&](store_type& from) {
+    dense<float> out(tokens, heads, dim), lse(tokens, heads, 1);
+    la::attend_top_k(s.q.view(), from, {2, 20}, la::partial_result{out.view(), lse.view()});
+    return out.elements;
+  };
+  const std::vector<float> before = best(store);
+  store_type& same = store;
+  store = std::move(same);
+  EXPECT_EQ(store.num_tokens(), tokens);
+  EXPECT_EQ(best(store), before);
+}
+
 TEST(AttendTopK, OfNoKeysIsNothing) {
   const sequence<> s(tokens, heads, kv_heads, dim, dim);
   store_type store = new_store();

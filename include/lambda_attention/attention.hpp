@@ -38,13 +38,13 @@ constexpr auto pairs_of() -> const pair_kernels<Real>* (*)(isa_level) {
 }
 
 template <class Real, class Executor>
-void run_one(const attention_job<Real>& job, const attention_options& options, Executor&& executor) {
+void run_one(attention_job<Real> job, const attention_options& options, Executor&& executor) {
   workspace own;
   workspace& memory = options.workspace != nullptr ? *options.workspace : own;
   const kernel_table<Real>& kernels = kernels_for<Real>(options.isa);
   const job_list<Real> list(&job, 1, executor.num_workers());
   memory.reserve(call_scratch<Real>(kernels, list).bytes());
-  run_jobs(kernels, list, memory, 0, executor);
+  detail::run_jobs(kernels, list, memory, 0, executor);
 }
 }  // namespace detail
 
@@ -60,8 +60,8 @@ void run_one(const attention_job<Real>& job, const attention_options& options, E
 ///
 /// Keys and values that are both bfloat16 are multiplied in pairs where the ISA does that, isa_level::avx512_bf16, or
 /// isa_level::amx_bf16 for head_dim and v_head_dim that are multiples of 32: queries, turned keys and weights are then rounded
-/// to bfloat16, which adds at most 5e-6 (1 + 2 sigma^2 (1 + 12 sigma^2 / head_dim)) to the NMSE for head_dim >= 16, sigma^2 the
-/// variance of the logits.
+/// to bfloat16, which adds at most 5e-6 (1 + 2 sigma^2 (1 + 12 sigma^2 / head_dim)) to the NMSE for head_dim >= 16 and up
+/// to 2^18 keys, sigma^2 the variance of the scaled scores.
 /// options.isa = isa_level::avx512 computes in float.
 ///
 /// Errors: std::invalid_argument on extents, strides, aliases or options that do not fit, before anything is written.
@@ -143,9 +143,10 @@ void attend(const stream_step<Q, K, V, Storage, Position, Out>* streams, index_t
   static_assert(!std::is_const_v<Out>,
                 "lambda_attention: attend(): `out` must be a view of elements that are not const");
   const detail::stream_list<typename Storage::compute_type> list(streams, num_streams);
-  detail::check_streams(list, options);
   workspace own;
-  detail::stream_runner(list, options, options.workspace != nullptr ? *options.workspace : own).run(executor);
+  workspace& memory = options.workspace != nullptr ? *options.workspace : own;
+  detail::check_streams(list, options, memory);
+  detail::stream_runner(list, options, memory).run(executor);
 }
 
 /// New tokens of a stream, any number of them; 1 is decoding. append(k, v, cache), then attention of these tokens.
@@ -164,7 +165,7 @@ void attend(const tensor_view<Q>& q, const tensor_view<K>& k, const tensor_view<
             kv_cache<Storage, Position>& cache, const tensor_view<Out>& out, const attention_options& options = {},
             Executor&& executor = {}) {
   const stream_step<Q, K, V, Storage, Position, Out> stream{q, k, v, &cache, out};
-  attend(&stream, 1, options, executor);
+  lambda_attention::attend(&stream, 1, options, executor);
 }
 
 /// Bytes that attend(q, k, v, cache, out) takes of its workspace, when q, k and v have at most the tokens given and the

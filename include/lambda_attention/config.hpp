@@ -16,6 +16,14 @@
 #error "lambda_attention needs GCC 11 or newer, or Clang: some kernels are for AMX, which GCC 10 does not know"
 #endif
 
+#if defined(__clang__) && !defined(__apple_build_version__) && __clang_major__ < 14
+#error "lambda_attention needs Clang 14 or newer, or GCC: earlier ones do not know all instructions of its kernels"
+#endif
+
+#if __SIZEOF_POINTER__ < 8
+#error "lambda_attention needs a 64-bit target: it counts bytes in 64 bits, and asks memory for as many"
+#endif
+
 #define LAMBDA_ATTENTION_VERSION_MAJOR 0
 #define LAMBDA_ATTENTION_VERSION_MINOR 1
 #define LAMBDA_ATTENTION_VERSION_PATCH 0

@@ -45,13 +45,16 @@ auto from_eigen(Matrix&& matrix, index_t num_heads) {
   return tensor_view<element>(matrix.data(), matrix.rows(), num_heads, dim, matrix.rowStride(), dim);
 }
 
-/// One head of a tensor as a matrix [tokens, dim] over the same memory.
+/// One head of a tensor as a matrix [tokens, dim] over the same memory. Errors: std::invalid_argument on a head that it has not.
 template <class T>
 auto to_eigen(const tensor_view<T>& view, index_t head) {
   using scalar = std::remove_const_t<T>;
   using matrix = Eigen::Matrix<scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   using map =
       Eigen::Map<std::conditional_t<std::is_const_v<T>, const matrix, matrix>, Eigen::Unaligned, Eigen::OuterStride<>>;
+  if (head < 0 || head >= view.heads)
+    detail::refuse("to_eigen: expected 0 <= head < %lld, got %lld", detail::printable(view.heads),
+                   detail::printable(head));
   return map(view.row(0, head), view.tokens, view.dim, Eigen::OuterStride<>(view.token_stride));
 }
 

@@ -31,7 +31,7 @@ enum class row_rotation {
 
 /// A rotation that no table of frequencies describes: a function that turns one row in place, R(position) row. The inner
 /// product of two rows that it has turned may depend on the difference of their positions only. It runs while rows are
-/// copied, never inside a kernel, and must not throw. See row_function_of.
+/// copied, never inside a kernel, and must not throw. Both functions are given, `self` where they need it. See row_function_of.
 struct row_function {
   const void* self = nullptr;
   void (*turn_f32)(const void* self, std::uint64_t position, float* row, index_t head_dim) = nullptr;
@@ -114,14 +114,16 @@ class bias_table {
 };
 
 /// All that the kernels are told of an encoding. At most one of rotation and function, and at most one of slopes and
-/// biases, may be given. The pointers are the encoding's own and live as long as it does.
+/// biases, may be given; an encoding with slopes says its num_heads(). The pointers are the encoding's own and live as long as it
+/// does.
 struct position_data {
   rotation_data rotation;
   row_function function;
   const double* slopes = nullptr;      ///< a slope for each query head: bias = -slope * distance
   const bias_table* biases = nullptr;  ///< bias = table(head, distance)
 
-  constexpr bool rotates() const { return rotation.num_pairs > 0 || function.self != nullptr; }
+  constexpr bool has_function() const { return function.turn_f32 != nullptr; }
+  constexpr bool rotates() const { return rotation.num_pairs > 0 || has_function(); }
   constexpr bool has_bias() const { return slopes != nullptr || biases != nullptr; }
 };
 

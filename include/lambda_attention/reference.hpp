@@ -37,7 +37,7 @@ long double number(const T& element) {
 template <class T>
 std::vector<long double> numbers(const T* row, index_t count) {
   std::vector<long double> result(static_cast<std::size_t>(count > 0 ? count : 0));
-  for (long double& r : result) r = number(*row++);
+  for (long double& r : result) r = reference::number(*row++);
   return result;
 }
 
@@ -52,13 +52,13 @@ long double attend_row(const Q* q, index_t query, index_t head, index_t num_head
   const long double scale =
       options.scale != 0 ? static_cast<long double>(options.scale) : 1 / std::sqrt(static_cast<long double>(k.dim));
   const long double cap = options.soft_cap;
-  const std::vector<long double> query_row = numbers<std::remove_const_t<Q>>(q, k.dim);
+  const std::vector<long double> query_row = reference::numbers<std::remove_const_t<Q>>(q, k.dim);
 
   std::vector<index_t> keys;
   std::vector<long double> logits;
   for (index_t j = 0; j <= query; ++j) {
     if (!shape.visible(query, j)) continue;
-    const std::vector<long double> key_row = numbers<key_element>(k.row(j, kv_head), k.dim);
+    const std::vector<long double> key_row = reference::numbers<key_element>(k.row(j, kv_head), k.dim);
     const index_t distance = shape.distance(query, j);
     long double score = scale * position.score(query_row.data(), key_row.data(), k.dim, distance);
     if (cap != 0) score = cap * std::tanh(score / cap);
@@ -74,7 +74,8 @@ long double attend_row(const Q* q, index_t query, index_t head, index_t num_head
   for (std::size_t i = 0; i < keys.size(); ++i) {
     const long double weight = std::exp(logits[i] - largest);
     sum += weight;
-    for (index_t d = 0; d < v.dim; ++d) out[d] += weight * number<std::remove_const_t<V>>(v.row(keys[i], kv_head)[d]);
+    for (index_t d = 0; d < v.dim; ++d)
+      out[d] += weight * reference::number<std::remove_const_t<V>>(v.row(keys[i], kv_head)[d]);
   }
   const long double denominator =
       sum + (options.sink_logits.data != nullptr ? std::exp(options.sink_logits.data[head] - largest) : 0.0L);
@@ -90,7 +91,7 @@ void attend(const tensor_view<Q>& q, const tensor_view<K>& k, const tensor_view<
   std::vector<long double> row(static_cast<std::size_t>(v.dim));
   for (index_t i = 0; i < q.tokens; ++i) {
     for (index_t h = 0; h < q.heads; ++h) {
-      attend_row(q.row(i, h), i, h, q.heads, k, v, shape, position, options, row.data());
+      reference::attend_row(q.row(i, h), i, h, q.heads, k, v, shape, position, options, row.data());
       for (index_t d = 0; d < v.dim; ++d) out.row(i, h)[d] = static_cast<Out>(row[static_cast<std::size_t>(d)]);
     }
   }

@@ -47,7 +47,12 @@ class middle_store {
   middle_store(const middle_store&) = default;
   middle_store(middle_store&&) noexcept = default;
   middle_store& operator=(const middle_store& other) { return *this = middle_store(other); }
-  middle_store& operator=(middle_store&&) noexcept = default;
+  middle_store& operator=(middle_store&& other) noexcept {
+    middle_store taken = std::move(other);
+    position_ = std::move(taken.position_);
+    core_ = std::move(taken.core_);
+    return *this;
+  }
 
   /// Tokens taken in.
   index_t num_tokens() const { return core_.num_tokens(); }

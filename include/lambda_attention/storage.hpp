@@ -20,7 +20,8 @@ enum class row_format { f32, f64, f16, bf16, int8, custom };
 //     static void decode(const void* stored, float scale, index_t dim, compute_type* row);
 //
 // encode() writes a row and returns its scale, which the cache keeps beside the rows and hands to decode(); a storage
-// without scales returns 1. Neither throws. `stored` is aligned to 16 bytes and holds row_bytes(dim), zero at first.
+// without scales returns 1. Neither throws. `stored` is aligned to 16 bytes and holds row_bytes(dim), zero at first. Of a format
+// that is not custom the kernels know both: they write and read its rows themselves, as the library's storages of that format do.
 
 namespace detail {
 // A storage that can be kept to the contract.

@@ -4,6 +4,7 @@
 #include <lambda_attention/position/alibi.hpp>
 #include <lambda_attention/position/none.hpp>
 #include <lambda_attention/position/rope.hpp>
+#include <lambda_attention/retrieval.hpp>
 
 #include <gtest/gtest.h>
 
@@ -303,7 +304,59 @@ struct pairs_without_head_dim : la::position_encoding {
   }
 };
 
+// Whatever it is given.
+struct any_data : la::position_encoding {
+  la::position_data held;
+  index_t heads;
+  explicit any_data(const la::position_data& data, index_t num_heads = 0) : held(data), heads(num_heads) {}
+  index_t num_heads() const { return heads; }
+  la::position_data data() const { return held; }
+};
+
 }  // namespace
+
+TEST(Checks, DataOfAnEncodingThatContradictsItself) {
+  const auto refused_by_all = [](const any_data& encoding) {
+    const std::string message = sequence([](call&) {}, encoding);
+    const std::string what = message.substr(message.find(':') + 1);
+    using cache = la::kv_cache<la::f32, any_data>;
+    using store = la::middle_store<la::f32, any_data>;
+    EXPECT_EQ(refusal([&] { cache(la::lm_infinite(2, 3), encoding, kv_heads, dim, v_dim); }),
+              message == "accepted" ? message : "kv_cache:" + what);
+    EXPECT_EQ(refusal([&] { store(la::lm_infinite(2, 3), encoding, kv_heads, dim, v_dim); }),
+              message == "accepted" ? message : "middle_store:" + what);
+    return message;
+  };
+  const std::vector<std::uint64_t> turns(2);
+  const la::rotation_data rotation = {turns.data(), 2, la::pair_layout::half_split, 1};
+  const la::row_function function = {nullptr, [](const void*, std::uint64_t, float*, index_t) {},
+                                     [](const void*, std::uint64_t, double*, index_t) {}};
+  const std::vector<double> slopes(4, 0.5);
+  const la::bias_table biases(4, 5);
+  la::position_data data;
+  EXPECT_EQ(refused_by_all(any_data(data)), "accepted");
+  data.function = function;
+  EXPECT_EQ(refused_by_all(any_data(data)), "accepted");
+  data.rotation = rotation;
+  EXPECT_EQ(refused_by_all(any_data(data)), "attend: expected an encoding with a rotation or a row function, got both");
+  data.function = {};
+  EXPECT_EQ(refused_by_all(any_data(data)), "accepted");
+  data.rotation.turns = nullptr;
+  EXPECT_EQ(refused_by_all(any_data(data)), "attend: expected an encoding's rotation with turns, got a null pointer");
+  data = {};
+  data.function.turn_f32 = function.turn_f32;
+  const std::string one = "attend: expected an encoding's row function for float and for double, got one of them";
+  EXPECT_EQ(refused_by_all(any_data(data)), one);
+  data = {};
+  data.function.turn_f64 = function.turn_f64;
+  EXPECT_EQ(refused_by_all(any_data(data)), one);
+  data = {};
+  data.slopes = slopes.data();
+  EXPECT_EQ(refused_by_all(any_data(data, 4)), "accepted");
+  EXPECT_EQ(refused_by_all(any_data(data)), "attend: expected an encoding with slopes to say its num_heads, got 0");
+  data.biases = &biases;
+  EXPECT_EQ(refused_by_all(any_data(data, 4)), "attend: expected an encoding with slopes or biases, got both");
+}
 
 TEST(Checks, DataOfAnEncoding) {
   const auto nothing = [](call&) {};

@@ -37,8 +37,9 @@ attention_job<float> of_near_heads(index_t tokens, index_t kv_heads) {
 
 TEST(JobList, TasksHoldEveryQueryOfEveryHeadOnce) {
   for (const index_t workers : {1, 2, 3, 64}) {
-    for (const auto& jobs : {std::vector{job(1, 3), job(5000, 2, 70), job(0, 4), job(513, 1), job(512, 5)},
-                             std::vector{job(5000, 1)}, std::vector{of_near_heads(100, 7)}}) {
+    for (std::vector<attention_job<float>> jobs :
+         {std::vector{job(1, 3), job(5000, 2, 70), job(0, 4), job(513, 1), job(512, 5)}, std::vector{job(5000, 1)},
+          std::vector{of_near_heads(100, 7)}}) {
       const job_list<float> list(jobs.data(), static_cast<index_t>(jobs.size()), workers);
       std::vector<std::vector<int>> times;
       for (const auto& j : jobs) times.emplace_back(static_cast<std::size_t>(j.q.tokens * j.num_kv_heads));
@@ -69,8 +70,8 @@ attention_job<float> token_of_stream(index_t kv_heads, index_t tokens_seen) {
 
 TEST(JobList, TasksHoldEveryPartOfTheKeysOnce) {
   for (const index_t workers : {1, 2, 3, 64}) {
-    const std::vector<attention_job<float>> jobs = {token_of_stream(1, 100000), job(600, 1), token_of_stream(2, 3000),
-                                                    token_of_stream(3, 10), token_of_stream(1, 0)};
+    std::vector<attention_job<float>> jobs = {token_of_stream(1, 100000), job(600, 1), token_of_stream(2, 3000),
+                                              token_of_stream(3, 10), token_of_stream(1, 0)};
     const job_list<float> list(jobs.data(), static_cast<index_t>(jobs.size()), workers);
     std::vector<std::vector<int>> times;
     for (const auto& j : jobs) times.emplace_back(static_cast<std::size_t>(num_parts(j) * j.num_kv_heads));
@@ -114,7 +115,7 @@ TEST(JobList, TheLastTaskTakesTheRest) {
 
 TEST(JobList, SharesKeysWhereWorkersOutnumberTheHeads) {
   const auto num_tasks = [](index_t kv_heads, index_t tokens_seen, index_t workers) {
-    const attention_job<float> j = token_of_stream(kv_heads, tokens_seen);
+    attention_job<float> j = token_of_stream(kv_heads, tokens_seen);
     return job_list<float>(&j, 1, workers).num_tasks();
   };
   EXPECT_EQ(num_tasks(1, 100000, 1), 1);
@@ -128,7 +129,7 @@ TEST(JobList, SharesKeysWhereWorkersOutnumberTheHeads) {
 
 TEST(JobList, CutsAsManyTasksAsTheWorkersNeed) {
   const auto num_tasks = [](index_t tokens, index_t kv_heads, index_t workers) {
-    const attention_job<float> j = job(tokens, kv_heads);
+    attention_job<float> j = job(tokens, kv_heads);
     return job_list<float>(&j, 1, workers).num_tasks();
   };
   EXPECT_EQ(num_tasks(100000, 8, 1), 8);  // nothing is copied twice

@@ -170,7 +170,35 @@ TEST(Streams, Refusals) {
   EXPECT_EQ(refused([](steps_type& s) { s[1].out.data = const_cast<float*>(s[0].q.data); }), overlap(1, 0));
   EXPECT_EQ(refused([](steps_type& s) { s[0].out.data = const_cast<float*>(s[2].k.data); }), overlap(0, 2));
   EXPECT_EQ(refused([](steps_type& s) { s[0].out.data = const_cast<float*>(s[1].v.data); }), overlap(0, 1));
-  EXPECT_EQ(refused([](steps_type& s) { s[2].out.data = s[1].out.data; }), overlap(1, 2));
+  EXPECT_EQ(refused([](steps_type& s) { s[2].out.data = s[1].out.data; }), overlap(2, 1));
+}
+
+// An output of several rows, and in the gap behind its first another stream's; all rows of both are found.
+TEST(Streams, OutputsMayInterleave) {
+  constexpr index_t tokens = 4, heads = 2, row = heads * v_dim;
+  std::vector<stream> all, alone;
+  for (std::vector<stream>* of : {&all, &alone})
+    for (const std::uint32_t seed : {1, 2, 3}) of->emplace_back(60, heads, 1, la::lm_infinite(3, 11), 8, seed);
+  std::vector<float> memory(2 * tokens * row + tokens * heads * dim);
+  std::vector<step_type> steps = {all[0].step(tokens), all[1].step(1), all[2].step(tokens)};
+  steps[0].out = la::token_major(memory.data(), tokens, heads, v_dim, 2 * row);
+  steps[1].out = la::token_major(memory.data() + row, 1, heads, v_dim);
+  steps[2].q = la::token_major(memory.data() + 2 * tokens * row - row, tokens, heads, dim);
+  la::attend(steps.data(), 3);
+  alone[0].attend(tokens);
+  alone[1].attend(1);
+  for (index_t d = 0; d < row; ++d) {
+    const auto at = static_cast<std::size_t>(d);
+    for (std::size_t t = 0; t < tokens; ++t) EXPECT_EQ(memory[2 * row * t + at], alone[0].s.out.elements[row * t + at]);
+    EXPECT_EQ(memory[row + at], alone[1].s.out.elements[at]);
+  }
+
+  steps = {all[0].step(tokens), all[1].step(1), all[2].step(tokens)};
+  steps[0].out = la::token_major(memory.data(), tokens, heads, v_dim, 2 * row);
+  steps[1].out = la::token_major(memory.data() + row, 1, heads, v_dim);
+  steps[2].q = la::token_major(memory.data() + 2 * tokens * row - row - 1, tokens, heads, dim);
+  EXPECT_EQ(refusal([&] { la::attend(steps.data(), 3); }),
+            "attend: expected out of stream 0 not to overlap a tensor of stream 2, got overlapping memory");
 }
 
 // Each stream is checked against its own encoding.

@@ -123,14 +123,16 @@ tensor<T> rounded(const tensor<Real>& source) {
 struct errors {
   error_sum out;
   error_sum lse;
-  double variances = 0;  // of the logits of each call
+  variances sums;  // over calls
   double calls = 0;
 
-  void add_sigma(double sigma) {
-    variances += sigma * sigma;
+  void add(const variances& of_call) {
+    sums.scores += of_call.scores;
+    sums.logits += of_call.logits;
     ++calls;
   }
-  double sigma() const { return std::sqrt(variances / calls); }
+  double sigma_of_scores() const { return std::sqrt(sums.scores / calls); }
+  double sigma_of_logits() const { return std::sqrt(sums.logits / calls); }
 };
 
 // A whole sequence, once more in place of its queries where it fits there.
@@ -180,7 +182,7 @@ void run_once(sweep_case& c, const Position& position, errors& sums) {
   if (c.has_sink_logits) options.sink_logits = {logits.view().data, c.size.heads()};
   options.lse = lse.view();
   const expected_rows expected(c.random, in.q, in.k, in.v, c.shape, position, options, most_rows);
-  sums.add_sigma(sigma_of(c.random, in.q, in.k, c.shape, position, c.scale, 100));
+  sums.add(variances_of(c.random, in.q, in.k, c.shape, position, c.scale, 100));
   Way::attend(c, in, position, out, options);
   expected.add_errors(out, sums.out);
   expected.add_lse_errors(lse, sums.lse);
@@ -224,7 +226,7 @@ void run_case(std::uint64_t number) {
     for (const index_t enough : {300, 30000}) {
       for (; done < enough; done += std::max<index_t>(outputs, 1))
         calls<std::decay_t<decltype(position)>>[c.way](c, position, sums);
-      const double sigma = rounds ? weighted_sigma(sums.sigma(), c.size.head_dim) : sums.sigma();
+      const double sigma = rounds ? weighted_sigma(sums.sigma_of_scores(), c.size.head_dim) : sums.sigma_of_logits();
       bound = bounds[c.way](sigma, c.isa);
       // An lse is a float; and that of one key, where there is no sigma, a logit, which is off by as much of itself as at sigma 1.
       const double lse_sigma = c.size.tokens == 1 ? 1 : sigma;

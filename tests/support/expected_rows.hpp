@@ -67,14 +67,36 @@ class expected_rows {
   std::vector<row> rows_;
 };
 
-/// The standard deviation of the logits, over visible pairs drawn at random.
+/// Mean square about the mean, of numbers given one by one.
+class variance {
+ public:
+  void add(double number) {
+    count_ += 1;
+    sum_ += number;
+    sum_of_squares_ += number * number;
+  }
+  double value() const {
+    return count_ == 0 ? 0 : std::fmax(0, sum_of_squares_ / count_ - sum_ / count_ * (sum_ / count_));
+  }
+
+ private:
+  double count_ = 0, sum_ = 0, sum_of_squares_ = 0;
+};
+
+/// Variances over visible pairs drawn at random: of scores, times the scale, and of logits, which have biases too.
+struct variances {
+  double scores = 0;
+  double logits = 0;
+};
+
 template <class Q, class K, class Position>
-double sigma_of(generator& random, const tensor<Q>& q, const tensor<K>& k, const lambda_attention::lambda_shape& shape,
-                const Position& position, double scale, int num_pairs) {
+variances variances_of(generator& random, const tensor<Q>& q, const tensor<K>& k,
+                       const lambda_attention::lambda_shape& shape, const Position& position, double scale,
+                       int num_pairs) {
   using lambda_attention::reference::numbers;
   const tensor_view<const Q> queries = q.view();
   const tensor_view<const K> keys = k.view();
-  double count = 0, sum = 0, sum_of_squares = 0;
+  variance scores, logits;
   for (int pair = 0; pair < num_pairs && queries.tokens > 0; ++pair) {
     const index_t query = draw(random, 0, queries.tokens - 1), head = draw(random, 0, queries.heads - 1);
     const index_t num_sinks = shape.sink_keys(query).size(), num_keys = num_sinks + shape.window_keys(query).size();
@@ -82,15 +104,21 @@ double sigma_of(generator& random, const tensor<Q>& q, const tensor<K>& k, const
     const index_t drawn = draw(random, 0, num_keys - 1);
     const index_t key = drawn < num_sinks ? drawn : shape.window_keys(query).first + drawn - num_sinks;
     const index_t distance = shape.distance(query, key);
-    const double score = static_cast<double>(position.score(
-        numbers(queries.row(query, head), queries.dim).data(),
-        numbers(keys.row(key, head / (queries.heads / keys.heads)), keys.dim).data(), keys.dim, distance));
-    const double logit = scale * score + static_cast<double>(position.bias(head, distance));
-    count += 1;
-    sum += logit;
-    sum_of_squares += logit * logit;
+    const double score =
+        scale * static_cast<double>(position.score(
+                    numbers(queries.row(query, head), queries.dim).data(),
+                    numbers(keys.row(key, head / (queries.heads / keys.heads)), keys.dim).data(), keys.dim, distance));
+    scores.add(score);
+    logits.add(score + static_cast<double>(position.bias(head, distance)));
   }
-  return count == 0 ? 0 : std::sqrt(std::fmax(0, sum_of_squares / count - sum / count * (sum / count)));
+  return {scores.value(), logits.value()};
+}
+
+/// The standard deviation of the logits.
+template <class Q, class K, class Position>
+double sigma_of(generator& random, const tensor<Q>& q, const tensor<K>& k, const lambda_attention::lambda_shape& shape,
+                const Position& position, double scale, int num_pairs) {
+  return std::sqrt(variances_of(random, q, k, shape, position, scale, num_pairs).logits);
 }
 
 }  // namespace support

@@ -55,7 +55,7 @@ inline std::uint64_t fingerprint(const position_data& encoding, index_t num_head
     sum.add(rotation.layout);
     sum.add(static_cast<float>(rotation.factor));
   }
-  sum.add(std::uint32_t{encoding.function.self != nullptr});
+  sum.add(std::uint32_t{encoding.has_function()});
   sum.add(std::uint32_t{encoding.slopes != nullptr});
   for (index_t h = 0; encoding.slopes != nullptr && h < num_heads; ++h) sum.add(static_cast<float>(encoding.slopes[h]));
   if (encoding.biases != nullptr) {

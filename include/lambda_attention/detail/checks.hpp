@@ -65,6 +65,25 @@ inline void check_positions(index_t first_position, index_t tokens, const char* 
            printable(first_position), printable(tokens));
 }
 
+// What an encoding says of itself.
+inline void check_data(const encoding_limits& encoding, index_t head_dim, const char* where) {
+  const position_data& data = encoding.data;
+  const index_t num_pairs = data.rotation.num_pairs;
+  if (num_pairs < 0 || num_pairs > head_dim / 2)
+    refuse("%s: expected at most head_dim / 2 = %lld pairs in the encoding's rotation, got %lld", where,
+           printable(head_dim / 2), printable(num_pairs));
+  if (num_pairs > 0 && data.rotation.turns == nullptr)
+    refuse("%s: expected an encoding's rotation with turns, got a null pointer", where);
+  if ((data.function.turn_f32 == nullptr) != (data.function.turn_f64 == nullptr))
+    refuse("%s: expected an encoding's row function for float and for double, got one of them", where);
+  if (num_pairs > 0 && data.has_function())
+    refuse("%s: expected an encoding with a rotation or a row function, got both", where);
+  if (data.slopes != nullptr && data.biases != nullptr)
+    refuse("%s: expected an encoding with slopes or biases, got both", where);
+  if (data.slopes != nullptr && encoding.num_heads < 1)
+    refuse("%s: expected an encoding with slopes to say its num_heads, got %lld", where, printable(encoding.num_heads));
+}
+
 // What keeps rows of keys and values: a cache, a store.
 inline void check_rows_to_keep(const encoding_limits& encoding, index_t num_kv_heads, index_t head_dim,
                                index_t v_head_dim, const char* where) {
@@ -72,9 +91,7 @@ inline void check_rows_to_keep(const encoding_limits& encoding, index_t num_kv_h
     refuse("%s: expected 1 <= num_kv_heads <= 2^40, got %lld", where, printable(num_kv_heads));
   check_dim(head_dim, where, "head_dim");
   check_dim(v_head_dim, where, "v_head_dim");
-  if (encoding.data.rotation.num_pairs > head_dim / 2)
-    refuse("%s: expected at most head_dim / 2 = %lld pairs in the encoding's rotation, got %lld", where,
-           printable(head_dim / 2), printable(encoding.data.rotation.num_pairs));
+  check_data(encoding, head_dim, where);
   if (encoding.head_dim != 0 && encoding.head_dim != head_dim)
     refuse("%s: expected head_dim = %lld, that of the position encoding, got %lld", where, printable(encoding.head_dim),
            printable(head_dim));
@@ -90,9 +107,7 @@ inline void check_encoding(const encoding_limits& limits, index_t heads, index_t
   if (limits.data.biases != nullptr && limits.data.biases->num_heads() != heads)
     refuse("attend: expected q.heads = %lld, that of the encoding's bias_table, got %lld",
            printable(limits.data.biases->num_heads()), printable(heads));
-  if (limits.data.rotation.num_pairs < 0 || limits.data.rotation.num_pairs > head_dim / 2)
-    refuse("attend: expected at most head_dim / 2 = %lld pairs in the encoding's rotation, got %lld",
-           printable(head_dim / 2), printable(limits.data.rotation.num_pairs));
+  check_data(limits, head_dim, "attend");
 }
 
 // A number for each row of `out`.
@@ -233,7 +248,7 @@ void choose_kernels(attention_job<Real>& job, const pair_kernels<Real>* pairs, i
 template <class Real>
 void choose_rotations(attention_job<Real>& job) {
   const position_data& encoding = job.encoding;
-  const bool turns_at_zero = encoding.function.self != nullptr || encoding.rotation.factor != 1;
+  const bool turns_at_zero = encoding.has_function() || encoding.rotation.factor != 1;
   const row_rotation near = encoding.rotates() ? row_rotation::to_position : row_rotation::none;
   const row_rotation at_zero = encoding.rotates() && turns_at_zero ? row_rotation::to_zero : row_rotation::none;
   row_rotation* const wanted = job.rows.wanted;

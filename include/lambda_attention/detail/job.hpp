@@ -52,6 +52,9 @@ struct attention_job {
   // Whether keys and values are taken as pairs of bfloat16s, and queries and weights rounded to them.
   bool sinks_in_pairs;
   bool window_in_pairs;
+  // Of all jobs of a call; set by job_list.
+  index_t first_task;
+  index_t first_head_set;
 
   index_t num_tokens() const { return first_query + q.tokens; }
   index_t head_dim() const { return q.dim; }

@@ -41,12 +41,14 @@ struct erased_run {
 
 template <class Queries>
 erased_queries erase_queries(const Queries& queries) {
-  return {queries.first, erase(queries.q), queries.rotation};
+  return {queries.first, detail::erase(queries.q), queries.rotation};
 }
 template <class Run>
 auto runs_at(const Run* runs) {
   if (runs == nullptr) refuse("attend: expected runs, got a null pointer");
-  return [runs](index_t r) { return erased_run{runs[r].first, erase(runs[r].k), erase(runs[r].v), runs[r].rotation}; };
+  return [runs](index_t r) {
+    return erased_run{runs[r].first, detail::erase(runs[r].k), detail::erase(runs[r].v), runs[r].rotation};
+  };
 }
 
 // What one call is about. run_at(r) is run r of num_runs.
@@ -78,7 +80,7 @@ inline void check_rotation(row_rotation rotation, row_rotation last, const encod
   if (rotation < row_rotation::none || rotation > last)
     refuse("attend: expected %s.rotation to be none%s, got %d", name,
            last == row_rotation::to_zero ? ", to_position or to_zero" : " or to_position", static_cast<int>(rotation));
-  if (rotation != row_rotation::none && limits.data.function.self != nullptr)
+  if (rotation != row_rotation::none && limits.data.has_function())
     refuse("attend: expected %s.rotation to be none, as the encoding turns rows by a function, got %d", name,
            static_cast<int>(rotation));
 }
@@ -294,7 +296,7 @@ void attend_runs(const runs_call<RunAt>& call, const lambda_shape& shape, const 
     table.check_that_hold(window_seen(job.plan, job.first_query, job.num_tokens()), job.first_query);
   }
   table.enter(job.rows);
-  run_jobs(kernels, list, memory, table_bytes, executor);
+  detail::run_jobs(kernels, list, memory, table_bytes, executor);
 }
 
 }  // namespace detail

@@ -41,7 +41,7 @@ struct erased_part {
 };
 template <class Part>
 erased_part erase_part(const Part& part) {
-  return {erase(part.out), erase(part.lse)};
+  return {detail::erase(part.out), detail::erase(part.lse)};
 }
 
 inline void check_merge(const erased_part& part, const erased_part& result) {

@@ -38,7 +38,7 @@ class row_turner {
       return;
     }
     std::memcpy(turned, row, static_cast<std::size_t>(dim_) * sizeof(Real));
-    if (encoding_.function.self == nullptr) return;
+    if (!encoding_.has_function()) return;
     const std::uint64_t position = first_ + static_cast<std::uint64_t>(i);
     if constexpr (sizeof(Real) == sizeof(float)) {
       encoding_.function.turn_f32(encoding_.function.self, position, turned, dim_);

@@ -106,37 +106,37 @@ constexpr index_t tasks_that_share_keys(index_t head_sets, index_t num_workers) 
 template <class Real>
 class job_list {
  public:
-  job_list(const attention_job<Real>* jobs, index_t count, index_t num_workers)
+  job_list(attention_job<Real>* jobs, index_t count, index_t num_workers)
       : jobs_(jobs), count_(count), num_workers_(max(1, num_workers)) {
     index_t head_sets = 0;
-    for (const attention_job<Real>& job : *this) head_sets += num_head_sets(job, num_workers_);
+    for (index_t j = 0; j < count; ++j) {
+      jobs[j].first_head_set = head_sets;
+      head_sets += num_head_sets(jobs[j], num_workers_);
+    }
     tasks_per_head_set_ = tasks_per_head_set(head_sets, num_workers_);
     tasks_that_share_keys_ = tasks_that_share_keys(head_sets, num_workers_);
+    for (index_t j = 0; j < count; ++j) {
+      jobs[j].first_task = num_tasks_;
+      num_tasks_ += num_tasks(jobs[j]);
+    }
   }
 
   const attention_job<Real>* begin() const { return jobs_; }
   const attention_job<Real>* end() const { return jobs_ + count_; }
   index_t num_workers() const { return num_workers_; }
 
-  index_t num_tasks() const {
-    index_t sum = 0;
-    for (const attention_job<Real>& job : *this) sum += num_tasks(job);
-    return sum;
-  }
+  index_t num_tasks() const { return num_tasks_; }
 
   task<Real> at(index_t number) const {
-    task<Real> t = {};
-    t.job = jobs_;
-    for (; number >= num_tasks(*t.job); ++t.job) {
-      number -= num_tasks(*t.job);
-      t.head_set += num_head_sets(*t.job, num_workers_);
-    }
-    const attention_job<Real>& job = *t.job;
-    const index_t head_set = number % num_head_sets(job, num_workers_), run = number / num_head_sets(job, num_workers_);
+    const attention_job<Real>& job = job_of(number);
+    const index_t place = number - job.first_task, head_sets = num_head_sets(job, num_workers_);
+    const index_t head_set = place % head_sets, run = place / head_sets;
     const index_t heads = heads_per_task(job, num_workers_), queries = queries_per_task(job),
                   parts = parts_per_task(job);
     const index_t runs_of_parts = divide_up(parts_of(job), parts);
-    t.head_set += head_set;
+    task<Real> t = {};
+    t.job = &job;
+    t.head_set = job.first_head_set + head_set;
     t.first_kv_head = head_set * heads;
     t.num_kv_heads = min(heads, job.num_kv_heads - t.first_kv_head);
     t.first_query = job.first_query + run / runs_of_parts * queries;
@@ -147,6 +147,15 @@ class job_list {
   }
 
  private:
+  // The last that begins with this task or one before it: jobs without tokens, which have none, begin where the next one does.
+  const attention_job<Real>& job_of(index_t number) const {
+    index_t first = 0;
+    for (index_t end = count_; end - first > 1;) {
+      const index_t middle = first + (end - first) / 2;
+      (jobs_[middle].first_task <= number ? first : end) = middle;
+    }
+    return jobs_[first];
+  }
   index_t queries_per_task(const attention_job<Real>& job) const {
     return round_up(max(divide_up(job.q.tokens, tasks_per_head_set_), fewest_queries_per_task), queries_per_chunk);
   }
@@ -164,6 +173,7 @@ class job_list {
   index_t num_workers_;
   index_t tasks_per_head_set_;
   index_t tasks_that_share_keys_;
+  index_t num_tasks_ = 0;
 };
 
 // What a call takes of its workspace, jobs aside: scratch for each worker; then partial results, for each set of KV heads

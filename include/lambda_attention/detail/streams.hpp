@@ -4,6 +4,7 @@
 #include <lambda_attention/config.hpp>
 #include <lambda_attention/detail/cache_core.hpp>
 #include <lambda_attention/detail/checks.hpp>
+#include <lambda_attention/detail/heap.hpp>
 #include <lambda_attention/detail/job.hpp>
 #include <lambda_attention/detail/run.hpp>
 #include <lambda_attention/detail/tensor.hpp>
@@ -59,12 +60,12 @@ class stream_list {
   template <class Step>
   static erased_stream<Real> erase_step(const void* steps, index_t s) {
     const Step& step = static_cast<const Step*>(steps)[s];
-    return {erase(step.q), erase(step.k), erase(step.v), erase(step.out),
+    return {detail::erase(step.q), detail::erase(step.k), detail::erase(step.v), detail::erase(step.out),
             step.cache == nullptr ? nullptr : &step.cache->core()};
   }
   template <class Step>
   static encoding_limits encoding_of(const void* steps, index_t s) {
-    return limits_of(static_cast<const Step*>(steps)[s].cache->position());
+    return detail::limits_of(static_cast<const Step*>(steps)[s].cache->position());
   }
 
   const void* steps_;
@@ -87,9 +88,75 @@ void check_stream(const stream_list<Real>& streams, index_t number, const attent
   check_not_k_or_v(erase(options.weights), "options.weights", s.k, s.v);
 }
 
-// All that can be wrong with a call, before anything is written.
+// Memory of a stream's: its cache, or its output.
+struct span_of_stream {
+  std::uintptr_t first;
+  std::uintptr_t last;
+  index_t stream;
+};
+inline span_of_stream span_of(const tensor& t, index_t stream) {
+  const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(t.data);
+  return {first, first + static_cast<std::uintptr_t>(t.extent_bytes()), stream};
+}
+
+// In order, so that many streams are not compared each with each.
+inline void sort(span_of_stream* spans, index_t size) {
+  heap_sort(spans, size, [](const span_of_stream& a, const span_of_stream& b) {
+    return a.first != b.first ? a.first < b.first : a.stream < b.stream;
+  });
+}
+
 template <class Real>
-void check_streams(const stream_list<Real>& streams, const attention_options& options) {
+void check_caches_once(const stream_list<Real>& streams, span_of_stream* spans) {
+  for (index_t s = 0; s < streams.size(); ++s) {
+    const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(streams[s].cache);
+    ::new (static_cast<void*>(spans + s)) span_of_stream{address, address, s};
+  }
+  sort(spans, streams.size());
+  for (index_t s = 1; s < streams.size(); ++s)
+    if (spans[s].first == spans[s - 1].first)
+      refuse("attend: expected every cache once, got the same for streams %lld and %lld",
+             printable(spans[s - 1].stream), printable(spans[s].stream));
+}
+
+template <class Real>
+void check_outputs_apart(const stream_list<Real>& streams, span_of_stream* outputs) {
+  for (index_t s = 0; s < streams.size(); ++s)
+    ::new (static_cast<void*>(outputs + s)) span_of_stream(span_of(streams[s].out, s));
+  sort(outputs, streams.size());
+  // From here on `last` is that of all outputs up to this one: those before one that ends before a tensor begins do too.
+  for (index_t i = 1; i < streams.size(); ++i)
+    if (outputs[i].last < outputs[i - 1].last) outputs[i].last = outputs[i - 1].last;
+  for (index_t s = 0; s < streams.size(); ++s) {
+    const erased_stream<Real> stream = streams[s];
+    for (const tensor* t : {&stream.q, &stream.k, &stream.v, &stream.out}) {
+      const span_of_stream span = span_of(*t, s);
+      index_t before = 0;  // outputs that begin before the tensor ends
+      for (index_t end = streams.size(); before < end;) {
+        const index_t middle = before + (end - before) / 2;
+        if (outputs[middle].first < span.last)
+          before = middle + 1;
+        else
+          end = middle;
+      }
+      for (; before > 0 && outputs[before - 1].last > span.first; --before) {
+        const index_t other = outputs[before - 1].stream;
+        if (other != s && overlap(streams[other].out, *t))
+          refuse("attend: expected out of stream %lld not to overlap a tensor of stream %lld, got overlapping memory",
+                 printable(other), printable(s));
+      }
+    }
+  }
+}
+
+template <class Real>
+constexpr index_t job_bytes(index_t num_jobs) {
+  return round_up(num_jobs * static_cast<index_t>(sizeof(attention_job<Real>)), buffer_alignment);
+}
+
+// All that can be wrong with a call, before anything is written. Takes the memory where its jobs will lie.
+template <class Real>
+void check_streams(const stream_list<Real>& streams, const attention_options& options, workspace& memory) {
   const index_t num_streams = streams.size();
   if (num_streams < 0) refuse("attend: expected num_streams >= 0, got %lld", printable(num_streams));
   if (num_streams > 0 && streams.is_null()) refuse("attend: expected streams, got a null pointer");
@@ -98,24 +165,12 @@ void check_streams(const stream_list<Real>& streams, const attention_options& op
   if (num_streams > 1 && options.weights.data != nullptr)
     refuse("attend: expected no options.weights with more than one stream, got %lld streams", printable(num_streams));
   for (index_t s = 0; s < num_streams; ++s) check_stream(streams, s, options);
-  for (index_t a = 0; num_streams > 1 && a < num_streams; ++a) {
-    const erased_stream<Real> stream = streams[a];
-    for (index_t b = 0; b < num_streams; ++b) {
-      if (a == b) continue;
-      const erased_stream<Real> other = streams[b];
-      if (stream.cache == other.cache)
-        refuse("attend: expected every cache once, got the same for streams %lld and %lld", printable(a), printable(b));
-      if (overlap(stream.out, other.q) || overlap(stream.out, other.k) || overlap(stream.out, other.v) ||
-          overlap(stream.out, other.out))
-        refuse("attend: expected out of stream %lld not to overlap a tensor of stream %lld, got overlapping memory",
-               printable(a), printable(b));
-    }
-  }
-}
-
-template <class Real>
-constexpr index_t job_bytes(index_t num_jobs) {
-  return round_up(num_jobs * static_cast<index_t>(sizeof(attention_job<Real>)), buffer_alignment);
+  if (num_streams <= 1) return;
+  static_assert(sizeof(span_of_stream) <= sizeof(attention_job<Real>), "what follows fits where the jobs will lie");
+  memory.reserve(job_bytes<Real>(num_streams));
+  span_of_stream* const spans = reinterpret_cast<span_of_stream*>(memory.data());
+  check_caches_once(streams, spans);
+  check_outputs_apart(streams, spans);
 }
 
 // The scratch of a call on one stream, of a given number of tokens or fewer, whatever came before: that of a stream whose
@@ -173,7 +228,7 @@ class stream_runner {
     for (; rounds_done_ < rounds; ++rounds_done_) {
       const index_t num_jobs = build_jobs();
       for (index_t s = 0; s < streams_.size(); ++s) write(s);
-      run_jobs(kernels_, job_list<Real>(jobs(), num_jobs, num_workers), memory_, jobs_bytes_, executor);
+      detail::run_jobs(kernels_, job_list<Real>(jobs(), num_jobs, num_workers), memory_, jobs_bytes_, executor);
       for (index_t s = 0; s < streams_.size(); ++s)
         streams_[s].cache->commit(tokens_of(streams_[s], rounds_done_).count);
     }

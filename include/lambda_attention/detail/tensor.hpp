@@ -6,6 +6,7 @@
 #include <lambda_attention/storage.hpp>
 #include <lambda_attention/tensor_view.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -26,6 +27,10 @@ template <class T>
 void write_custom_elements(const float* row, index_t count, void* destination) {
   T* const elements = static_cast<T*>(destination);
   for (index_t i = 0; i < count; ++i) elements[i] = element_traits<T>::from_float(row[i]);
+}
+
+constexpr std::size_t size_of(element_kind kind) {
+  return kind == element_kind::f64 ? 8 : kind == element_kind::f32 ? 4 : 2;
 }
 
 constexpr row_format format_of(element_kind kind) {
@@ -73,6 +78,8 @@ template <class T>
 tensor erase(const tensor_view<T>& view) {
   using element = std::remove_const_t<T>;
   constexpr element_kind kind = element_traits<element>::kind;
+  static_assert(kind == element_kind::custom || sizeof(element) == size_of(kind),
+                "lambda_attention: an element is as large as the kind that its element_traits name");
   tensor t;
   t.data = reinterpret_cast<unsigned char*>(const_cast<element*>(view.data));
   t.tokens = view.tokens;
