@@ -142,7 +142,7 @@ class expected_row {
     for (std::size_t d = 0; d < out_.size(); ++d) {
       const long double expected = out_[d], difference = std::fabs(number(actual[d]) - expected);
       // An element of 16 bits that is not normal is exact to 2^-25.
-      const long double allowed = rounding_error(d, worst, r) + summation_error<Real>(d) +
+      const long double allowed = rounding_error(d, worst, r) + summation_error<Real>(d) + vanishing<Real>(d) +
                                   element_rounding<Out>() * std::fabs(expected) + (sizeof(Out) == 2 ? 0x1p-24L : 0);
       if (!(difference <= allowed)) error += std::isnan(difference) ? HUGE_VALL : square(difference - allowed);
       power += square_[d];
@@ -212,6 +212,16 @@ class expected_row {
     long double sum = std::fabs(out_[d]);
     for (std::size_t s = 0; s < seen_.size(); ++s) sum += weight(seen_[s]) * std::fabs(values_[s][d]);
     return unit<Real>() * static_cast<double>(seen_.size()) * sum;
+  }
+
+  // What is lost of numbers that are small for a float, see README's limits: 5e-29 for each key, and weights below 2^-100, which
+  // those of all keys may be beside a learned sink.
+  template <class Real>
+  long double vanishing(std::size_t d) const {
+    if (sizeof(Real) == sizeof(double)) return 0;
+    long double lost = 0;
+    for (const std::vector<long double>& value : values_) lost += 5e-29L + 0x1p-100L * std::fabs(value[d]);
+    return lost;
   }
 
   // How far a logit may be off. A row's rounding moves <q, k> by at most the product of one norm and the error's, which
