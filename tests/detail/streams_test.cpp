@@ -201,6 +201,20 @@ TEST(Streams, OutputsMayInterleave) {
             "attend: expected out of stream 0 not to overlap a tensor of stream 2, got overlapping memory");
 }
 
+TEST(Streams, OutputsMayLieInAnyOrder) {
+  std::vector<stream> all = streams();
+  std::vector<float> memory(1000);
+  std::vector<step_type> steps;
+  for (std::size_t i = 0; i < all.size(); ++i) {  // downwards
+    steps.push_back(all[i].step(1));
+    steps[i].out.data = memory.data() + 200 * (all.size() - 1 - i);
+  }
+  la::attend(steps.data(), static_cast<index_t>(steps.size()));
+  steps[0].q.data = memory.data();
+  EXPECT_EQ(refusal([&] { la::attend(steps.data(), static_cast<index_t>(steps.size())); }),
+            "attend: expected out of stream 4 not to overlap a tensor of stream 0, got overlapping memory");
+}
+
 // Each stream is checked against its own encoding.
 TEST(Streams, EncodingsMayDiffer) {
   sequence<float> first(4, 6, 2, dim, v_dim, 1), other(4, 6, 2, dim, v_dim, 2);
