@@ -119,6 +119,19 @@ void check_caches_once(const stream_list<Real>& streams, span_of_stream* spans) 
              printable(spans[s - 1].stream), printable(spans[s].stream));
 }
 
+// How many of the spans, in order, begin before an address.
+inline index_t count_before(const span_of_stream* spans, index_t size, std::uintptr_t address) {
+  index_t before = 0;
+  for (index_t end = size; before < end;) {
+    const index_t middle = before + (end - before) / 2;
+    if (spans[middle].first < address)
+      before = middle + 1;
+    else
+      end = middle;
+  }
+  return before;
+}
+
 template <class Real>
 void check_outputs_apart(const stream_list<Real>& streams, span_of_stream* outputs) {
   for (index_t s = 0; s < streams.size(); ++s)
@@ -131,16 +144,9 @@ void check_outputs_apart(const stream_list<Real>& streams, span_of_stream* outpu
     const erased_stream<Real> stream = streams[s];
     for (const tensor* t : {&stream.q, &stream.k, &stream.v, &stream.out}) {
       const span_of_stream span = span_of(*t, s);
-      index_t before = 0;  // outputs that begin before the tensor ends
-      for (index_t end = streams.size(); before < end;) {
-        const index_t middle = before + (end - before) / 2;
-        if (outputs[middle].first < span.last)
-          before = middle + 1;
-        else
-          end = middle;
-      }
-      for (; before > 0 && outputs[before - 1].last > span.first; --before) {
-        const index_t other = outputs[before - 1].stream;
+      index_t i = count_before(outputs, streams.size(), span.last);
+      for (; i > 0 && outputs[i - 1].last > span.first; --i) {
+        const index_t other = outputs[i - 1].stream;
         if (other != s && overlap(streams[other].out, *t))
           refuse("attend: expected out of stream %lld not to overlap a tensor of stream %lld, got overlapping memory",
                  printable(other), printable(s));
