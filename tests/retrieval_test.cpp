@@ -93,7 +93,6 @@ TEST(MiddleStore, CountsItsTokensAndGrows) {
   EXPECT_EQ(store.bytes(), full);
 }
 
-// Nothing is in the middle yet: no weight, as attend_partial() says of a part without keys.
 TEST(MiddleStore, MayBeMovedToItself) {
   const sequence<float> s(tokens, heads, kv_heads, dim, dim);
   store_type store = new_store();
@@ -110,6 +109,7 @@ TEST(MiddleStore, MayBeMovedToItself) {
   EXPECT_EQ(best(store), before);
 }
 
+// Nothing is in the middle yet: no weight, as attend_partial() says of a part without keys.
 TEST(AttendTopK, OfNoKeysIsNothing) {
   const sequence<> s(tokens, heads, kv_heads, dim, dim);
   store_type store = new_store();
