@@ -178,7 +178,7 @@ TEST(Streams, OutputsMayInterleave) {
   constexpr index_t tokens = 4, heads = 2, row = heads * v_dim;
   std::vector<stream> all, alone;
   for (std::vector<stream>* of : {&all, &alone})
-    for (const std::uint32_t seed : {1, 2, 3}) of->emplace_back(60, heads, 1, la::lm_infinite(3, 11), 8, seed);
+    for (const std::uint32_t seed : {1u, 2u, 3u}) of->emplace_back(60, heads, 1, la::lm_infinite(3, 11), 8, seed);
   std::vector<float> memory(2 * tokens * row + tokens * heads * dim);
   std::vector<step_type> steps = {all[0].step(tokens), all[1].step(1), all[2].step(tokens)};
   steps[0].out = la::token_major(memory.data(), tokens, heads, v_dim, 2 * row);
