@@ -23,7 +23,9 @@ using namespace support;
 using namespace lambda_attention;
 
 constexpr std::uint64_t seed = 20240229;
-constexpr int num_isas = static_cast<int>(isa_level::amx_bf16);  // cases take them in turn
+// Cases take the instruction sets in turn.
+constexpr int num_isas = static_cast<int>(isa_level::amx_bf16);
+isa_level isa_of(std::uint64_t number) { return static_cast<isa_level>(1 + number % num_isas); }
 
 // Whole sequences in an element type, or streams through a storage.
 enum path { floats, doubles, halves, bfloat16s, f64_cache, f32_cache, f16_cache, bf16_cache, int8_cache };
@@ -44,7 +46,7 @@ struct sweep_case {
   explicit sweep_case(std::uint64_t number) : random(seed + number) {
     way = static_cast<path>(draw(random, 0, 8));
     encoded = encodings[draw(random, 0, 6)];
-    isa = static_cast<isa_level>(1 + number % num_isas);
+    isa = isa_of(number);
     for (layout* l : {&layout_of_q, &layout_of_k, &layout_of_v, &layout_of_out}) *l = layouts[draw(random, 0, 2)];
     draw_extents();
     draw_shape();
@@ -213,7 +215,6 @@ constexpr double (*bounds[])(double sigma, isa_level isa) = {
 
 void run_case(std::uint64_t number) {
   sweep_case c(number);
-  if (c.isa > highest_isa()) return;
   with_encoding(c.encoded, c.size.heads(), c.size.head_dim, [&](const auto& position) {
     errors sums;
     // The error of a few numbers can be large beside them: such a case is called more often. Bounds of roundings, but not
@@ -241,16 +242,28 @@ void run_case(std::uint64_t number) {
 
 constexpr index_t most_failures = 100;
 
-TEST(sweep, is_the_formula) {
-  if (const char* const number = std::getenv("LAMBDA_ATTENTION_SWEEP_CASE"))
-    return run_case(std::strtoull(number, nullptr, 10));
-  const std::uint64_t cases_each = std::getenv("LAMBDA_ATTENTION_SOAK") != nullptr ? 100000 : 500;
+class sweep : public testing::TestWithParam<isa_level> {};
+
+TEST_P(sweep, is_the_formula) {
+  if (GetParam() > highest_isa()) GTEST_SKIP() << "this machine has no " << name_of(GetParam());
+  if (const char* const number = std::getenv("LAMBDA_ATTENTION_SWEEP_CASE")) {
+    const std::uint64_t alone = std::strtoull(number, nullptr, 10);
+    if (isa_of(alone) == GetParam()) run_case(alone);
+    return;
+  }
+  const std::uint64_t cases = std::getenv("LAMBDA_ATTENTION_SOAK") != nullptr ? 100000 : 500;
   // Where the library is broken every case is above its bound, and takes a hundred times as long.
   index_t failures = 0;
-  for (std::uint64_t number = 0; number < cases_each * num_isas && failures < most_failures; ++number) {
+  for (std::uint64_t number = 0; number < cases * num_isas && failures < most_failures; ++number) {
+    if (isa_of(number) != GetParam()) continue;
     run_case(number);
     failures = testing::UnitTest::GetInstance()->current_test_info()->result()->total_part_count();
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(on, sweep,
+                         testing::Values(isa_level::baseline, isa_level::avx2, isa_level::avx512,
+                                         isa_level::avx512_vnni, isa_level::avx512_bf16, isa_level::amx_bf16),
+                         [](const auto& test) { return std::string(name_of(test.param)); });
 
 }  // namespace
