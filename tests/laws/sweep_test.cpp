@@ -1,6 +1,6 @@
 // Random shapes of everything at once against the formula: 500 on each instruction set that the machine has, or 100,000
 // where the environment variable LAMBDA_ATTENTION_SOAK is set. LAMBDA_ATTENTION_SWEEP_CASE=n runs case n alone; a failure
-// prints its n.
+// prints its n, below 600,000.
 #include <lambda_attention/lambda_attention.hpp>
 
 #include <support/call.hpp>
@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <string>
+#include <tuple>
 #include <type_traits>
 
 namespace {
@@ -25,7 +26,10 @@ using namespace lambda_attention;
 constexpr std::uint64_t seed = 20240229;
 // Cases take the instruction sets in turn.
 constexpr int num_isas = static_cast<int>(isa_level::amx_bf16);
-isa_level isa_of(std::uint64_t number) { return static_cast<isa_level>(1 + number % num_isas); }
+constexpr isa_level isa_of(std::uint64_t number) { return static_cast<isa_level>(1 + number % num_isas); }
+constexpr std::uint64_t number_of(std::uint64_t i, isa_level isa) {
+  return i * num_isas + static_cast<std::uint64_t>(isa) - 1;
+}
 
 // Whole sequences in an element type, or streams through a storage.
 enum path { floats, doubles, halves, bfloat16s, f64_cache, f32_cache, f16_cache, bf16_cache, int8_cache };
@@ -240,30 +244,31 @@ void run_case(std::uint64_t number) {
   });
 }
 
-constexpr index_t most_failures = 100;
+// So that parts run side by side, as GoogleTest's shards.
+constexpr int num_parts = 20;
+constexpr index_t most_failures = 5;  // of a part
 
-class sweep : public testing::TestWithParam<isa_level> {};
+class sweep : public testing::TestWithParam<std::tuple<isa_level, int>> {};
 
 TEST_P(sweep, is_the_formula) {
-  if (GetParam() > highest_isa()) GTEST_SKIP() << "this machine has no " << name_of(GetParam());
-  if (const char* const number = std::getenv("LAMBDA_ATTENTION_SWEEP_CASE")) {
-    const std::uint64_t alone = std::strtoull(number, nullptr, 10);
-    if (isa_of(alone) == GetParam()) run_case(alone);
-    return;
-  }
-  const std::uint64_t cases = std::getenv("LAMBDA_ATTENTION_SOAK") != nullptr ? 100000 : 500;
+  const auto [isa, part] = GetParam();
+  const char* const alone = std::getenv("LAMBDA_ATTENTION_SWEEP_CASE");
+  const std::uint64_t cases = alone != nullptr || std::getenv("LAMBDA_ATTENTION_SOAK") != nullptr ? 100000 : 500;
+  const std::uint64_t in_part = cases / num_parts, first = static_cast<std::uint64_t>(part) * in_part;
   // Where the library is broken every case is above its bound, and takes a hundred times as long.
   index_t failures = 0;
-  for (std::uint64_t number = 0; number < cases * num_isas && failures < most_failures; ++number) {
-    if (isa_of(number) != GetParam()) continue;
+  for (std::uint64_t i = first; i < first + in_part && failures < most_failures; ++i) {
+    const std::uint64_t number = number_of(i, isa);
+    if (alone != nullptr && number != std::strtoull(alone, nullptr, 10)) continue;
     run_case(number);
     failures = testing::UnitTest::GetInstance()->current_test_info()->result()->total_part_count();
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(on, sweep,
-                         testing::Values(isa_level::baseline, isa_level::avx2, isa_level::avx512,
-                                         isa_level::avx512_vnni, isa_level::avx512_bf16, isa_level::amx_bf16),
-                         [](const auto& test) { return std::string(name_of(test.param)); });
+INSTANTIATE_TEST_SUITE_P(on, sweep, testing::Combine(testing::ValuesIn(isa_levels()), testing::Range(0, num_parts)),
+                         [](const auto& test) {
+                           return std::string(name_of(std::get<0>(test.param))) + "_part_" +
+                                  std::to_string(std::get<1>(test.param));
+                         });
 
 }  // namespace
