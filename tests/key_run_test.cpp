@@ -333,7 +333,7 @@ TEST(KeyRuns, Refusals) {
   EXPECT_EQ(refusal([&] {
               la::attend_partial(la::query_run{0, s.q.view()}, &part, 1, shape, position, {9, 20}, result);
             }),
-            "attend: expected a run with key 9, which query 9 sees, got none that has it");
+            "attend_partial: expected a run with key 9, which query 9 sees, got none that has it");
   EXPECT_EQ(refusal([&] {
               la::attend_partial(la::query_run{0, s.q.view()}, &part, 1, shape, position, {12, 11}, result);
             }),

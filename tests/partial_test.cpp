@@ -274,12 +274,13 @@ TEST(AttendPartial, Refusals) {
             "attend_partial: expected result.lse not to overlap another tensor, got overlapping memory");
   EXPECT_EQ(both([&](arguments& a) { a.result.lse.data = a.result.out.data + 3; }),
             "attend_partial: expected result.lse not to overlap another tensor, got overlapping memory");
-  EXPECT_EQ(both([](arguments& a) { a.result.out.heads = 2; }), "attend: expected out.heads == q.heads, got 2 and 3");
+  EXPECT_EQ(both([](arguments& a) { a.result.out.heads = 2; }),
+            "attend_partial: expected out.heads == q.heads, got 2 and 3");
   const la::kv_cache<la::f32, la::none> empty(la::lm_infinite(1, 3), {}, 1, dim, dim);
   EXPECT_EQ(refusal([&] {
               la::attend_partial(s.q.view(), empty, {0, 5}, result.view());
             }),
-            "attend: expected q.tokens <= cache.num_tokens(), got 5 and 0");
+            "attend_partial: expected q.tokens <= cache.num_tokens(), got 5 and 0");
   EXPECT_TRUE(same_bits(result.out.elements, before));
   EXPECT_EQ(both([](arguments&) {}), "accepted");
 }

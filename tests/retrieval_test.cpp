@@ -224,6 +224,16 @@ TEST(AttendTopK, TakesWhatItCan) {
   }
 }
 
+TEST(MiddleStore, TellsWhatItWasMadeFor) {
+  const la::middle_store<la::f32, la::none> store({2, 20, 30}, la::none(), 3, 16, 32);
+  EXPECT_EQ(store.shape().num_sinks, 2);
+  EXPECT_EQ(store.shape().window, 20);
+  EXPECT_EQ(store.shape().distance_limit, 30);
+  EXPECT_EQ(store.num_kv_heads(), 3);
+  EXPECT_EQ(store.head_dim(), 16);
+  EXPECT_EQ(store.v_head_dim(), 32);
+}
+
 TEST(MiddleStore, Refusals) {
   const la::rope position(dim);
   const auto refused = [&](const la::lambda_shape& given, index_t num_heads, index_t head_dim, index_t v_head_dim) {
@@ -282,14 +292,14 @@ TEST(AttendTopK, Refusals) {
             "attend_top_k: expected k >= 0 and distance >= 0, got 5 and -1");
   EXPECT_EQ(refused([](call& c) { c.options.first_position = 7; }),
             "attend_top_k: expected options.first_position = 0, got 7");
-  EXPECT_EQ(refused([&](call& c) { c.q.dim = 8; }), "attend: expected q.dim == store.head_dim, got 8 and 16");
+  EXPECT_EQ(refused([&](call& c) { c.q.dim = 8; }), "attend_top_k: expected q.dim == store.head_dim, got 8 and 16");
   EXPECT_EQ(refused([&](call& c) { c.result.lse = s.out.view().slice(5, 2); }),
-            "attend_partial: expected result.lse to be [2, 4, 1], got [2, 4, 16]");
+            "attend_top_k: expected result.lse to be [2, 4, 1], got [2, 4, 16]");
   const float logits[heads] = {};
   EXPECT_EQ(refused([&](call& c) {
               c.options.sink_logits = {logits, heads};
             }),
-            "attend_partial: expected no options.sink_logits, for they are merge()'s, got 4");
+            "attend_top_k: expected no options.sink_logits, for they are merge()'s, got 4");
   store.rewind(tokens - 1);
   EXPECT_EQ(refused([](call&) {}), "attend_top_k: expected q.tokens <= 1, those of the store, got 2");
 }

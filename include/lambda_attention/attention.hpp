@@ -81,9 +81,9 @@ void attend(const tensor_view<Q>& q, const tensor_view<K>& k, const tensor_view<
   static_assert(!std::is_const_v<Out>,
                 "lambda_attention: attend(): `out` must be a view of elements that are not const");
   using real = detail::compute_type_of<Q, K, V, Out>;
-  const detail::attention_job<real> job =
-      detail::checked_sequence_job<real>(detail::erase(q), detail::erase(k), detail::erase(v), detail::erase(out),
-                                         shape, detail::limits_of(position), options, detail::pairs_of<real, K, V>());
+  const detail::attention_job<real> job = detail::checked_sequence_job<real>(
+      detail::erase(q), detail::erase(k), detail::erase(v), detail::erase(out), shape, detail::limits_of(position),
+      options, detail::pairs_of<real, K, V>(), "attend");
   detail::run_one(job, options, executor);
 }
 
@@ -108,8 +108,8 @@ void attend(const tensor_view<Q>& q, const kv_cache<Storage, Position>& cache, c
                 "lambda_attention: attend(): `out` must be a view of elements that are not const");
   const detail::tensor queries = detail::erase(q), outputs = detail::erase(out);
   detail::check_stream_queries(queries, outputs, cache.core(), cache.num_tokens(), detail::limits_of(cache.position()),
-                               options);
-  detail::check_newest(queries.tokens, cache.core());
+                               options, "attend");
+  detail::check_newest(queries.tokens, cache.core(), "attend");
   const auto job =
       detail::stream_job(queries, outputs, cache.core(), cache.num_tokens(), cache.position().data(), options);
   detail::run_one(job, options, executor);

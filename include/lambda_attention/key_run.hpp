@@ -73,11 +73,15 @@ void attend(const query_run<Q>& queries, const key_run<K, V>* runs, index_t num_
   static_assert(!std::is_const_v<Out>,
                 "lambda_attention: attend(): `out` must be a view of elements that are not const");
   using real = detail::compute_type_of<Q, K, V, Out>;
-  const detail::runs_call call{detail::erase_queries(queries), num_runs,
-                               detail::runs_at(runs),          detail::erase(out),
-                               detail::erase(options.lse),     index_range{0, unlimited}};
+  const detail::runs_call call{"attend",
+                               detail::erase_queries(queries),
+                               num_runs,
+                               detail::runs_at(runs, "attend"),
+                               detail::erase(out),
+                               detail::erase(options.lse),
+                               index_range{0, unlimited}};
   detail::check_runs(call, shape, detail::limits_of(position), options);
-  detail::check_lse_of_runs(call, "attend", "options.lse");
+  detail::check_lse_of_runs(call, "options.lse");
   detail::attend_runs<real>(call, shape, position.data(), options, detail::pairs_of<real, K, V>(), executor);
 }
 
@@ -93,13 +97,13 @@ void attend_partial(const query_run<Q>& queries, const key_run<K, V>* runs, inde
   static_assert(!std::is_const_v<Out> && !std::is_const_v<Lse>,
                 "lambda_attention: attend_partial(): `result` must have views of elements that are not const");
   using real = detail::compute_type_of<Q, K, V, Out>;
-  const detail::runs_call call{detail::erase_queries(queries), num_runs,
-                               detail::runs_at(runs),          detail::erase(result.out),
-                               detail::erase(result.lse),      keys};
-  detail::check_part(keys, options);
+  const detail::runs_call call{
+      "attend_partial",          detail::erase_queries(queries), num_runs, detail::runs_at(runs, "attend_partial"),
+      detail::erase(result.out), detail::erase(result.lse),      keys};
+  detail::check_part(keys, options, "attend_partial");
   detail::check_runs(call, shape, detail::limits_of(position), options);
-  detail::check_lse_of_part(call.lse, call.out, {call.queries.q, call.out});
-  detail::check_lse_of_runs(call, "attend_partial", "result.lse");
+  detail::check_lse_of_part(call.lse, call.out, {call.queries.q, call.out}, "attend_partial");
+  detail::check_lse_of_runs(call, "result.lse");
   detail::attend_runs<real>(call, shape, position.data(), options, detail::pairs_of<real, K, V>(), executor);
 }
 

@@ -20,7 +20,7 @@ inline namespace LAMBDA_ATTENTION_UNIT {
 
 struct kv_cache_options {
   index_t max_append = 512;    ///< tokens that one step takes in; a longer call is cut into steps of this many
-  index_t max_rewind = 0;      ///< tokens that rewind() can always take back of the newest that ever came
+  index_t max_rewind = 0;      ///< tokens that rewind() can always take back of the newest that ever came to this cache
   index_t first_position = 0;  ///< position of the token with index 0
 };
 
@@ -104,30 +104,31 @@ class kv_cache {
 
   /// Forgets the newest tokens: rejected ones of a draft, say. The stream goes on as if they had never come.
   /// Errors: std::invalid_argument, and nothing is changed, where a key is gone that the next query would see, or would be if
-  /// sinks took a place in the rings. Within max_rewind tokens of the newest that ever came none is.
+  /// sinks took a place in the rings: more than num_rewindable() tokens.
   /// Cost: none.
   void rewind(index_t tokens) {
-    if (tokens < 0 || tokens > core_.newest_held())
-      detail::refuse(
-          "rewind: expected 0 <= tokens <= %lld, got %lld: of %lld tokens the cache holds what older queries saw of no "
-          "more "
-          "(max_rewind = %lld)",
-          detail::printable(core_.newest_held()), detail::printable(tokens), detail::printable(num_tokens()),
-          detail::printable(max_rewind()));
+    if (tokens < 0 || tokens > num_rewindable())
+      detail::refuse("rewind: expected 0 <= tokens <= num_rewindable() = %lld, got %lld",
+                     detail::printable(num_rewindable()), detail::printable(tokens));
     core_.rewind(tokens);
   }
 
+  /// How many tokens rewind() can take back now: max_rewind or more, less those that have been taken back already, or came in a
+  /// step that failed; after load() no more than the cache that was saved could.
+  index_t num_rewindable() const { return core_.newest_held(); }
+
   /// Writes the stream to `out`: a header, and the rows that the cache holds; see detail/cache_file.hpp. Several caches may
   /// follow one another. Include <ostream>, or <fstream>, to call this.
-  /// Errors: std::invalid_argument where the stream fails. It is flushed, so that a disk that is full shows here; what was
+  /// Errors: std::invalid_argument where the stream fails, or what the stream throws, if its exceptions() are on. It is flushed, so that a disk that is full shows here; what was
   /// written until then is no file to load.
   void save(std::ostream& out) const { detail::save_cache(core_, position_fingerprint(), out); }
 
   /// Replaces this stream by a saved one, and reads no byte past it. The cache that was saved had the same shape, storage,
-  /// encoding, heads, dims and first_position; max_append and max_rewind may differ. What can be taken back is what both caches
-  /// can. Of an encoding that is a row function, or a storage that is custom, nothing is compared but what can be seen of it.
+  /// encoding, heads, dims and first_position; max_append and max_rewind may differ. What can be taken back, see
+  /// num_rewindable(), is what both caches can. Of an encoding that is a row function, or a storage that is custom, nothing is compared but what can be seen of it.
   ///
-  /// Errors: std::invalid_argument on whatever is not such a file, whole and undamaged; the cache is then as it was. Checksums
+  /// Errors: std::invalid_argument on whatever is not such a file, whole and undamaged, or what the stream throws, if its
+  /// exceptions() are on; the cache is then as it was. Checksums
   /// tell of accidents, not of somebody who computes them anew: rows are then other numbers, and nothing worse.
   /// Law: the stream that was saved; bit for bit where max_append and max_rewind are the same, else within rounding.
   /// Cost: memory for a second cache while it runs. Include <istream>, or <fstream>, to call this.

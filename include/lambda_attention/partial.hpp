@@ -48,11 +48,11 @@ void attend_partial(const tensor_view<Q>& q, const tensor_view<K>& k, const tens
                 "lambda_attention: attend_partial(): `result` must have views of elements that are not const");
   using real = detail::compute_type_of<Q, K, V, Out>;
   const detail::tensor queries = detail::erase(q), lse = detail::erase(result.lse), out = detail::erase(result.out);
-  detail::check_part(keys, options);
-  detail::attention_job<real> job =
-      detail::checked_sequence_job<real>(queries, detail::erase(k), detail::erase(v), out, shape,
-                                         detail::limits_of(position), options, detail::pairs_of<real, K, V>());
-  detail::check_lse_of_part(lse, out, {queries, out, detail::erase(k), detail::erase(v)});
+  detail::check_part(keys, options, "attend_partial");
+  detail::attention_job<real> job = detail::checked_sequence_job<real>(
+      queries, detail::erase(k), detail::erase(v), out, shape, detail::limits_of(position), options,
+      detail::pairs_of<real, K, V>(), "attend_partial");
+  detail::check_lse_of_part(lse, out, {queries, out, detail::erase(k), detail::erase(v)}, "attend_partial");
   job.lse = lse;
   job.plan.part = keys;
   detail::run_one(job, options, executor);
@@ -66,11 +66,11 @@ void attend_partial(const tensor_view<Q>& q, const kv_cache<Storage, Position>& 
   static_assert(!std::is_const_v<Out> && !std::is_const_v<Lse>,
                 "lambda_attention: attend_partial(): `result` must have views of elements that are not const");
   const detail::tensor queries = detail::erase(q), lse = detail::erase(result.lse), out = detail::erase(result.out);
-  detail::check_part(keys, options);
+  detail::check_part(keys, options, "attend_partial");
   detail::check_stream_queries(queries, out, cache.core(), cache.num_tokens(), detail::limits_of(cache.position()),
-                               options);
-  detail::check_newest(queries.tokens, cache.core());
-  detail::check_lse_of_part(lse, out, {queries, out});
+                               options, "attend_partial");
+  detail::check_newest(queries.tokens, cache.core(), "attend_partial");
+  detail::check_lse_of_part(lse, out, {queries, out}, "attend_partial");
   auto job = detail::stream_job(queries, out, cache.core(), cache.num_tokens(), cache.position().data(), options);
   job.lse = lse;
   job.plan.part = keys;

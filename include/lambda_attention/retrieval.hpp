@@ -69,7 +69,11 @@ class middle_store {
     core_.rewind(tokens);
   }
 
+  const lambda_shape& shape() const { return core_.shape().shape; }
   const Position& position() const { return position_; }
+  index_t num_kv_heads() const { return core_.shape().num_kv_heads; }
+  index_t head_dim() const { return core_.shape().head_dim; }
+  index_t v_head_dim() const { return core_.shape().v_head_dim; }
   /// For append() and attend_top_k().
   detail::middle_core<compute_type>& core() { return core_; }
   const detail::middle_core<compute_type>& core() const { return core_; }

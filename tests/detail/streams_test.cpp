@@ -150,7 +150,8 @@ TEST(Streams, Refusals) {
   for (const index_t count : {1, 2})
     EXPECT_EQ(refusal([&] { la::attend(static_cast<const step_type*>(nullptr), count); }),
               "attend: expected streams, got a null pointer");
-  EXPECT_EQ(refused([](steps_type& s) { s[1].cache = nullptr; }), "attend: expected a cache, got a null pointer");
+  EXPECT_EQ(refused([](steps_type& s) { s[1].cache = nullptr; }),
+            "attend: stream 1: expected a cache, got a null pointer");
   EXPECT_EQ(refused([](steps_type& s) {
               s[2].k = s[0].k;
               s[2].v = s[0].v;
@@ -159,9 +160,9 @@ TEST(Streams, Refusals) {
             "attend: expected every cache once, got the same for streams 0 and 2");
   // The last of the streams is wrong: the others must not have begun.
   EXPECT_EQ(refused([](steps_type& s) { s[2].k.tokens = s[2].v.tokens = 3; }),
-            "attend: expected k.tokens == q.tokens, got 3 and 4");
+            "attend: stream 2: expected k.tokens == q.tokens, got 3 and 4");
   EXPECT_EQ(refused([](steps_type& s) { s[2].out.data = nullptr; }),
-            "attend: expected out with data, got a null pointer");
+            "attend: stream 2: expected out with data, got a null pointer");
 
   const auto overlap = [](int a, int b) {
     return "attend: expected out of stream " + std::to_string(a) + " not to overlap a tensor of stream " +
@@ -225,7 +226,7 @@ TEST(Streams, EncodingsMayDiffer) {
   const std::vector steps = {la::stream_step{first.q.view(), first.k.view(), first.v.view(), &right, first.out.view()},
                              la::stream_step{other.q.view(), other.k.view(), other.v.view(), &wrong, other.out.view()}};
   EXPECT_EQ(refusal([&] { la::attend(steps.data(), 2); }),
-            "attend: expected q.heads = 4, that of the position encoding, got 6");
+            "attend: stream 1: expected q.heads = 4, that of the position encoding, got 6");
   EXPECT_EQ(right.num_tokens(), 0);
 }
 
@@ -294,9 +295,7 @@ TEST(Streams, AfterAFailedStepOlderQueriesAreRefused) {
   const step_type step = s.step(3);
   EXPECT_THROW(la::attend(&step, 1, {}, failing_executor(1)), std::runtime_error);
   EXPECT_EQ(s.cache.num_tokens(), 24);
-  EXPECT_EQ(again(6),
-            "attend: expected q.tokens <= 5, got 6: the ring does not hold what older queries saw (it holds that of "
-            "max_append = 8 tokens, less those taken back or of a step that failed)");
+  EXPECT_EQ(again(6), "attend: expected q.tokens <= 5, got 6 (cache.max_append() = 8, cache.num_rewindable() = 5)");
   std::fill(s.s.out.elements.begin() + 19 * 40, s.s.out.elements.begin() + 24 * 40, -1.0f);
   EXPECT_EQ(again(5), "accepted");
   for (std::size_t i = 0; i < 24 * 40; ++i) ASSERT_NEAR(s.s.out.elements[i], before[i], 1e-5) << i;

@@ -162,7 +162,12 @@ TEST(T5Bias, Refusals) {
   EXPECT_EQ(made(32, 2, 16), "t5_bias: expected num_buckets / 2 < max_distance <= 2^24, got 16");
   EXPECT_EQ(made(32, 2, (1 << 24) + 1), "t5_bias: expected num_buckets / 2 < max_distance <= 2^24, got 16777217");
   weights[40] = -HUGE_VALF;
-  EXPECT_EQ(made(32, 2, 128), "t5_bias: expected finite weights, got -inf");
+  EXPECT_EQ(made(32, 2, 128), "t5_bias: expected weights within +-1e30, got -inf");
   weights[40] = std::nanf("");
-  EXPECT_EQ(made(32, 2, 128), "t5_bias: expected finite weights, got nan");
+  EXPECT_EQ(made(32, 2, 128), "t5_bias: expected weights within +-1e30, got nan");
+  weights[40] = 1.1e30f;
+  EXPECT_EQ(made(32, 2, 128), "t5_bias: expected weights within +-1e30, got 1.1e+30");
+  weights[40] = 0;
+  weights[2 * 20] = -HUGE_VALF;  // of a bucket that no distance falls into
+  EXPECT_EQ(made(32, 2, 17), "t5_bias: expected weights within +-1e30, got -inf");
 }

@@ -50,11 +50,12 @@ struct key_value_extents {
 
 inline constexpr index_t most_query_heads = index_t{1} << 20;
 
-inline void check_heads(const tensor& q, index_t kv_heads, const char* kv_heads_name) {
+inline void check_heads(const tensor& q, index_t kv_heads, const char* kv_heads_name, const char* where) {
   if (q.heads > most_query_heads)
-    refuse("attend: expected at most 2^20 = %lld q.heads, got %lld", printable(most_query_heads), printable(q.heads));
+    refuse("%s: expected at most 2^20 = %lld q.heads, got %lld", where, printable(most_query_heads),
+           printable(q.heads));
   if (kv_heads < 1 || q.heads < 1 || q.heads % kv_heads != 0)
-    refuse("attend: expected q.heads %% %s == 0, both at least 1, got q.heads = %lld, %s = %lld", kv_heads_name,
+    refuse("%s: expected q.heads %% %s == 0, both at least 1, got q.heads = %lld, %s = %lld", where, kv_heads_name,
            printable(q.heads), kv_heads_name, printable(kv_heads));
 }
 
@@ -97,17 +98,17 @@ inline void check_rows_to_keep(const encoding_limits& encoding, index_t num_kv_h
            printable(head_dim));
 }
 
-inline void check_encoding(const encoding_limits& limits, index_t heads, index_t head_dim) {
+inline void check_encoding(const encoding_limits& limits, index_t heads, index_t head_dim, const char* where) {
   if (limits.num_heads != 0 && limits.num_heads != heads)
-    refuse("attend: expected q.heads = %lld, that of the position encoding, got %lld", printable(limits.num_heads),
+    refuse("%s: expected q.heads = %lld, that of the position encoding, got %lld", where, printable(limits.num_heads),
            printable(heads));
   if (limits.head_dim != 0 && limits.head_dim != head_dim)
-    refuse("attend: expected head_dim = %lld, that of the position encoding, got %lld", printable(limits.head_dim),
+    refuse("%s: expected head_dim = %lld, that of the position encoding, got %lld", where, printable(limits.head_dim),
            printable(head_dim));
   if (limits.data.biases != nullptr && limits.data.biases->num_heads() != heads)
-    refuse("attend: expected q.heads = %lld, that of the encoding's bias_table, got %lld",
+    refuse("%s: expected q.heads = %lld, that of the encoding's bias_table, got %lld", where,
            printable(limits.data.biases->num_heads()), printable(heads));
-  check_data(limits, head_dim, "attend");
+  check_data(limits, head_dim, where);
 }
 
 // A number for each row of `out`.
@@ -123,40 +124,41 @@ inline tensor sink_row_of(const attention_options& options) {
   return erase(tensor_view<const float>(options.sink_logits.data, 1, 1, options.sink_logits.size, 0, 0));
 }
 
-inline void check_options(const attention_options& options, const tensor& q, const tensor& out) {
-  check_isa(options.isa, "attend");
+inline void check_options(const attention_options& options, const tensor& q, const tensor& out, const char* where) {
+  check_isa(options.isa, where);
   if (!is_within(options.scale, largest_factor))
-    refuse("attend: expected a finite options.scale within +-1e30, got %g", options.scale);
+    refuse("%s: expected a finite options.scale within +-1e30, got %g", where, options.scale);
   if (options.soft_cap != 0 && (!is_within(options.soft_cap, largest_factor) || options.soft_cap < 1 / largest_factor))
-    refuse("attend: expected options.soft_cap = 0 or 1e-30 <= options.soft_cap <= 1e30, got %g", options.soft_cap);
+    refuse("%s: expected options.soft_cap = 0 or 1e-30 <= options.soft_cap <= 1e30, got %g", where, options.soft_cap);
   const sink_logits_view& sinks = options.sink_logits;
   if ((sinks.data != nullptr || sinks.size != 0) && (sinks.data == nullptr || sinks.size != q.heads))
-    refuse("attend: expected options.sink_logits with q.heads = %lld numbers, got %lld%s", printable(q.heads),
+    refuse("%s: expected options.sink_logits with q.heads = %lld numbers, got %lld%s", where, printable(q.heads),
            printable(sinks.size), sinks.data == nullptr ? " at a null pointer" : "");
   const tensor sink_row = sink_row_of(options);
-  if (overlap(sink_row, out)) refuse("attend: expected options.sink_logits not to overlap out, got overlapping memory");
+  if (overlap(sink_row, out))
+    refuse("%s: expected options.sink_logits not to overlap out, got overlapping memory", where);
   if (options.lse.data == nullptr) return;
   const tensor lse = erase(options.lse);
-  check_lse(lse, out, "attend", "options.lse");
+  check_lse(lse, out, where, "options.lse");
   if (overlap(lse, q) || overlap(lse, out) || overlap(lse, sink_row))
-    refuse("attend: expected options.lse not to overlap q, out or options.sink_logits, got overlapping memory");
+    refuse("%s: expected options.lse not to overlap q, out or options.sink_logits, got overlapping memory", where);
 }
 
 // Queries and outputs of any call.
 inline void check_queries(const tensor& q, const tensor& out, const key_value_extents& keys,
-                          const encoding_limits& limits, const attention_options& options) {
-  check_tensor(q, "attend", "q");
-  check_tensor(out, "attend", "out");
-  check_dim(q.dim, "attend", "q.dim");
-  check_heads(q, keys.heads, keys.heads_name);
-  check_equal(q.dim, keys.head_dim, "attend", "q.dim", keys.head_dim_name);
-  check_equal(out.tokens, q.tokens, "attend", "out.tokens", "q.tokens");
-  check_equal(out.heads, q.heads, "attend", "out.heads", "q.heads");
-  check_equal(out.dim, keys.v_head_dim, "attend", "out.dim", keys.v_head_dim_name);
-  check_encoding(limits, q.heads, q.dim);
-  check_distinct_rows(out, "attend", "out");
-  if (!same_rows(out, q)) check_alias(out, q, "attend", "q");
-  check_options(options, q, out);
+                          const encoding_limits& limits, const attention_options& options, const char* where) {
+  check_tensor(q, where, "q");
+  check_tensor(out, where, "out");
+  check_dim(q.dim, where, "q.dim");
+  check_heads(q, keys.heads, keys.heads_name, where);
+  check_equal(q.dim, keys.head_dim, where, "q.dim", keys.head_dim_name);
+  check_equal(out.tokens, q.tokens, where, "out.tokens", "q.tokens");
+  check_equal(out.heads, q.heads, where, "out.heads", "q.heads");
+  check_equal(out.dim, keys.v_head_dim, where, "out.dim", keys.v_head_dim_name);
+  check_encoding(limits, q.heads, q.dim, where);
+  check_distinct_rows(out, where, "out");
+  if (!same_rows(out, q)) check_alias(out, q, where, "q");
+  check_options(options, q, out, where);
 }
 
 inline void check_keys(const tensor& k, const tensor& v, const char* where) {
@@ -168,31 +170,34 @@ inline void check_keys(const tensor& k, const tensor& v, const char* where) {
   check_equal(v.heads, k.heads, where, "v.heads", "k.heads");
 }
 
-inline void check_not_k_or_v(const tensor& written, const char* name, const tensor& k, const tensor& v) {
+inline void check_not_k_or_v(const tensor& written, const char* name, const tensor& k, const tensor& v,
+                             const char* where) {
   if (written.data != nullptr && (overlap(written, k) || overlap(written, v)))
-    refuse("attend: expected %s not to overlap k or v, got overlapping memory", name);
+    refuse("%s: expected %s not to overlap k or v, got overlapping memory", where, name);
 }
 
 // Weights of queries that are followed by index `last`.
 inline void check_weights(const attention_options& options, const lambda_shape& shape, index_t last, index_t kv_heads,
-                          const tensor& q, const tensor& out) {
+                          const tensor& q, const tensor& out, const char* where) {
   if (options.weights.data == nullptr) return;
   const tensor weights = erase(options.weights);
-  check_tensor(weights, "attend", "options.weights");
+  check_tensor(weights, where, "options.weights");
   const index_t most = most_tokens_by_position(q.heads / kv_heads);
   if (q.tokens > most)
-    refuse("attend: expected at most %lld tokens with options.weights, got %lld", printable(most), printable(q.tokens));
+    refuse("%s: expected at most %lld tokens with options.weights, got %lld", where, printable(most),
+           printable(q.tokens));
   const index_t sinks = min(shape.num_sinks, last), columns = sinks + min(shape.window, last - sinks);
   if (weights.tokens != q.tokens || weights.heads != q.heads || weights.dim < columns)
-    refuse("attend: expected options.weights to be [%lld, %lld, at least %lld], got [%lld, %lld, %lld]",
+    refuse("%s: expected options.weights to be [%lld, %lld, at least %lld], got [%lld, %lld, %lld]", where,
            printable(q.tokens), printable(q.heads), printable(columns), printable(weights.tokens),
            printable(weights.heads), printable(weights.dim));
-  check_distinct_rows(weights, "attend", "options.weights");
+  check_distinct_rows(weights, where, "options.weights");
   if (overlap(weights, q) || overlap(weights, out) ||
       (options.lse.data != nullptr && overlap(weights, erase(options.lse))) || overlap(weights, sink_row_of(options)))
     refuse(
-        "attend: expected options.weights not to overlap q, out, options.lse or options.sink_logits, got "
-        "overlapping memory");
+        "%s: expected options.weights not to overlap q, out, options.lse or options.sink_logits, got "
+        "overlapping memory",
+        where);
 }
 
 // What of a job does not depend on where its keys are.
@@ -263,19 +268,19 @@ template <class Real>
 attention_job<Real> checked_sequence_job(const tensor& q, const tensor& k, const tensor& v, const tensor& out,
                                          const lambda_shape& shape, const encoding_limits& limits,
                                          const attention_options& options,
-                                         const pair_kernels<Real>* (*pairs)(isa_level)) {
+                                         const pair_kernels<Real>* (*pairs)(isa_level), const char* where) {
   const position_data& encoding = limits.data;
-  check_shape(shape, "attend");
-  check_keys(k, v, "attend");
-  check_queries(q, out, {k.heads, k.dim, v.dim, "k.heads", "k.dim", "v.dim"}, limits, options);
-  check_equal(k.tokens, q.tokens, "attend", "k.tokens", "q.tokens");
-  check_alias(out, k, "attend", "k");
-  check_alias(out, v, "attend", "v");
-  check_not_k_or_v(erase(options.lse), "options.lse", k, v);
+  check_shape(shape, where);
+  check_keys(k, v, where);
+  check_queries(q, out, {k.heads, k.dim, v.dim, "k.heads", "k.dim", "v.dim"}, limits, options, where);
+  check_equal(k.tokens, q.tokens, where, "k.tokens", "q.tokens");
+  check_alias(out, k, where, "k");
+  check_alias(out, v, where, "v");
+  check_not_k_or_v(erase(options.lse), "options.lse", k, v, where);
   if (options.weights.data != nullptr)
-    refuse("attend: expected no options.weights for a whole sequence, got %lld columns",
+    refuse("%s: expected no options.weights for a whole sequence, got %lld columns", where,
            printable(options.weights.dim));
-  check_positions(options.first_position, q.tokens, "attend");
+  check_positions(options.first_position, q.tokens, where);
 
   attention_job<Real> job = job_of<Real>(q, out, options);
   job.num_kv_heads = k.heads;
@@ -307,14 +312,14 @@ attention_job<Real> stream_job(const tensor& q, const tensor& out, const cache_c
 // Queries of a stream, of which the last is followed by index `last`.
 template <class Real>
 void check_stream_queries(const tensor& q, const tensor& out, const cache_core<Real>& cache, index_t last,
-                          const encoding_limits& limits, const attention_options& options) {
+                          const encoding_limits& limits, const attention_options& options, const char* where) {
   const auto& shape = cache.shape();
   const key_value_extents keys = {shape.num_kv_heads,   shape.head_dim,   shape.v_head_dim,
                                   "cache.num_kv_heads", "cache.head_dim", "cache.v_head_dim"};
-  check_queries(q, out, keys, limits, options);
-  check_weights(options, shape.plan.shape, last, shape.num_kv_heads, q, out);
+  check_queries(q, out, keys, limits, options, where);
+  check_weights(options, shape.plan.shape, last, shape.num_kv_heads, q, out, where);
   if (options.first_position != 0)
-    refuse("attend: expected options.first_position = 0 with a cache, which has its own, got %lld",
+    refuse("%s: expected options.first_position = 0 with a cache, which has its own, got %lld", where,
            printable(options.first_position));
 }
 

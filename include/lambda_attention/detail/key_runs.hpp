@@ -6,6 +6,7 @@
 #include <lambda_attention/detail/heap.hpp>
 #include <lambda_attention/detail/job.hpp>
 #include <lambda_attention/detail/kernels.hpp>
+#include <lambda_attention/detail/numbered_name.hpp>
 #include <lambda_attention/detail/plan.hpp>
 #include <lambda_attention/detail/row_store.hpp>
 #include <lambda_attention/detail/run.hpp>
@@ -17,7 +18,6 @@
 #include <lambda_attention/workspace.hpp>
 
 #include <cstdint>
-#include <cstring>
 #include <new>
 
 namespace lambda_attention {
@@ -44,8 +44,8 @@ erased_queries erase_queries(const Queries& queries) {
   return {queries.first, detail::erase(queries.q), queries.rotation};
 }
 template <class Run>
-auto runs_at(const Run* runs) {
-  if (runs == nullptr) refuse("attend: expected runs, got a null pointer");
+auto runs_at(const Run* runs, const char* where) {
+  if (runs == nullptr) refuse("%s: expected runs, got a null pointer", where);
   return [runs](index_t r) {
     return erased_run{runs[r].first, detail::erase(runs[r].k), detail::erase(runs[r].v), runs[r].rotation};
   };
@@ -54,6 +54,7 @@ auto runs_at(const Run* runs) {
 // What one call is about. run_at(r) is run r of num_runs.
 template <class RunAt>
 struct runs_call {
+  const char* where;
   erased_queries queries;
   index_t num_runs;
   RunAt run_at;
@@ -62,92 +63,76 @@ struct runs_call {
   index_range part;
 };
 template <class RunAt>
-runs_call(erased_queries, index_t, RunAt, tensor, tensor, index_range) -> runs_call<RunAt>;
+runs_call(const char*, erased_queries, index_t, RunAt, tensor, tensor, index_range) -> runs_call<RunAt>;
 
 // Indices so far below int64's end that no sum of a few of them overflows.
 inline constexpr index_t most_tokens = index_t{1} << 62;
 inline constexpr index_t most_keys_seen = index_t{1} << 40;
 
-inline void check_indices(index_t first, index_t tokens, index_t first_position, const char* name) {
-  if (first < 0) refuse("attend: expected %s.first >= 0, got %lld", name, printable(first));
+inline void check_indices(index_t first, index_t tokens, index_t first_position, const char* name, const char* where) {
+  if (first < 0) refuse("%s: expected %s.first >= 0, got %lld", where, name, printable(first));
   if (tokens > most_tokens - first)
-    refuse("attend: expected indices below 2^62 in %s, got first = %lld and %lld tokens", name, printable(first),
+    refuse("%s: expected indices below 2^62 in %s, got first = %lld and %lld tokens", where, name, printable(first),
            printable(tokens));
-  check_positions(first_position, first + tokens, "attend");
+  check_positions(first_position, first + tokens, where);
 }
 
-inline void check_rotation(row_rotation rotation, row_rotation last, const encoding_limits& limits, const char* name) {
+inline void check_rotation(row_rotation rotation, row_rotation last, const encoding_limits& limits, const char* name,
+                           const char* where) {
   if (rotation < row_rotation::none || rotation > last)
-    refuse("attend: expected %s.rotation to be none%s, got %d", name,
+    refuse("%s: expected %s.rotation to be none%s, got %d", where, name,
            last == row_rotation::to_zero ? ", to_position or to_zero" : " or to_position", static_cast<int>(rotation));
   if (rotation != row_rotation::none && limits.data.has_function())
-    refuse("attend: expected %s.rotation to be none, as the encoding turns rows by a function, got %d", name,
+    refuse("%s: expected %s.rotation to be none, as the encoding turns rows by a function, got %d", where, name,
            static_cast<int>(rotation));
 }
 
-// What a refusal calls a run, or a tensor of it. Made for every run of a call, and so by hand.
-class name_of_run {
- public:
-  explicit name_of_run(index_t run, const char* member = "") {
-    char digits[20];
-    int count = 0;
-    for (; count == 0 || run > 0; run /= 10) digits[count++] = static_cast<char>('0' + run % 10);
-    std::memcpy(text_, "runs[", 5);
-    char* end = text_ + 5;
-    while (count > 0) *end++ = digits[--count];
-    *end++ = ']';
-    std::memcpy(end, member, std::strlen(member) + 1);
-  }
-  operator const char*() const { return text_; }
-
- private:
-  char text_[32];
-};
-
 // Run r of a call, of which `model` is the first.
 inline void check_run(const erased_run& run, index_t r, const erased_run& model, const tensor& out,
-                      const encoding_limits& limits, const attention_options& options) {
-  const name_of_run name(r), k(r, ".k"), v(r, ".v");
-  check_tensor(run.k, "attend", k);
-  check_tensor(run.v, "attend", v);
+                      const encoding_limits& limits, const attention_options& options, const char* where) {
+  const numbered_name name("runs[", r, "]"), k("runs[", r, "].k"), v("runs[", r, "].v");
+  check_tensor(run.k, where, k);
+  check_tensor(run.v, where, v);
   if (run.v.tokens != run.k.tokens || run.v.heads != run.k.heads)
-    refuse("attend: expected %s with the tokens and heads of its k, [%lld, %lld], got [%lld, %lld]",
+    refuse("%s: expected %s with the tokens and heads of its k, [%lld, %lld], got [%lld, %lld]", where,
            static_cast<const char*>(v), printable(run.k.tokens), printable(run.k.heads), printable(run.v.tokens),
            printable(run.v.heads));
   if (run.k.heads != model.k.heads || run.k.dim != model.k.dim || run.v.dim != model.v.dim)
-    refuse("attend: expected %s with heads, k.dim and v.dim as runs[0], %lld, %lld and %lld, got %lld, %lld and %lld",
-           static_cast<const char*>(name), printable(model.k.heads), printable(model.k.dim), printable(model.v.dim),
-           printable(run.k.heads), printable(run.k.dim), printable(run.v.dim));
-  check_indices(run.first, run.k.tokens, options.first_position, name);
-  check_rotation(run.rotation, row_rotation::to_zero, limits, name);
-  check_alias(out, run.k, "attend", k);
-  check_alias(out, run.v, "attend", v);
-  check_not_k_or_v(erase(options.weights), "options.weights", run.k, run.v);
+    refuse("%s: expected %s with heads, k.dim and v.dim as runs[0], %lld, %lld and %lld, got %lld, %lld and %lld",
+           where, static_cast<const char*>(name), printable(model.k.heads), printable(model.k.dim),
+           printable(model.v.dim), printable(run.k.heads), printable(run.k.dim), printable(run.v.dim));
+  check_indices(run.first, run.k.tokens, options.first_position, name, where);
+  check_rotation(run.rotation, row_rotation::to_zero, limits, name, where);
+  check_alias(out, run.k, where, k);
+  check_alias(out, run.v, where, v);
+  check_not_k_or_v(erase(options.weights), "options.weights", run.k, run.v, where);
 }
 
 // All that can be wrong with a call but for its lse, and for keys that are missing, or there twice.
 template <class RunAt>
 void check_runs(const runs_call<RunAt>& call, const lambda_shape& shape, const encoding_limits& limits,
                 const attention_options& options) {
-  check_shape(shape, "attend");
+  const char* const where = call.where;
+  check_shape(shape, where);
   if (call.num_runs < 1)
-    refuse("attend: expected num_runs >= 1, got %lld (a run may have no tokens)", printable(call.num_runs));
+    refuse("%s: expected num_runs >= 1, got %lld (a run may have no tokens)", where, printable(call.num_runs));
   const erased_run model = call.run_at(0);
-  check_keys(model.k, model.v, "attend");
+  check_keys(model.k, model.v, where);
   const tensor &q = call.queries.q, &out = call.out;
-  check_queries(q, out, {model.k.heads, model.k.dim, model.v.dim, "k.heads", "k.dim", "v.dim"}, limits, options);
-  check_indices(call.queries.first, q.tokens, options.first_position, "q");
-  check_weights(options, shape, call.queries.first + q.tokens, model.k.heads, q, out);
-  check_rotation(call.queries.rotation, row_rotation::to_position, limits, "q");
-  for (index_t r = 0; r < call.num_runs; ++r) check_run(call.run_at(r), r, model, out, limits, options);
+  check_queries(q, out, {model.k.heads, model.k.dim, model.v.dim, "k.heads", "k.dim", "v.dim"}, limits, options, where);
+  check_indices(call.queries.first, q.tokens, options.first_position, "q", where);
+  check_weights(options, shape, call.queries.first + q.tokens, model.k.heads, q, out, where);
+  check_rotation(call.queries.rotation, row_rotation::to_position, limits, "q", where);
+  for (index_t r = 0; r < call.num_runs; ++r) check_run(call.run_at(r), r, model, out, limits, options, where);
 }
 
 template <class RunAt>
-void check_lse_of_runs(const runs_call<RunAt>& call, const char* where, const char* name) {
+void check_lse_of_runs(const runs_call<RunAt>& call, const char* name) {
   for (index_t r = 0; r < call.num_runs && call.lse.data != nullptr; ++r) {
     const erased_run run = call.run_at(r);
     if (overlap(call.lse, run.k) || overlap(call.lse, run.v))
-      refuse("%s: expected %s not to overlap runs[%lld].k or .v, got overlapping memory", where, name, printable(r));
+      refuse("%s: expected %s not to overlap runs[%lld].k or .v, got overlapping memory", call.where, name,
+             printable(r));
   }
 }
 
@@ -221,16 +206,16 @@ attention_job<Real> runs_job(const runs_call<RunAt>& call, const lambda_shape& s
 // A call's runs in the order of their keys, without those that have no tokens.
 class run_table {
  public:
-  static index_t bytes(index_t num_runs) {
+  static index_t bytes(index_t num_runs, const char* where) {
     index_t bytes = 0;
     if (!multiply(num_runs, static_cast<index_t>(sizeof(placed_run)), &bytes) || bytes > (INT64_MAX >> 8))
-      refuse("attend: expected runs that fit in memory, got %lld", printable(num_runs));
+      refuse("%s: expected runs that fit in memory, got %lld", where, printable(num_runs));
     return round_up(bytes, buffer_alignment);
   }
 
   template <class Real, class RunAt>
   run_table(const attention_job<Real>& job, const runs_call<RunAt>& call, void* memory)
-      : runs_(static_cast<placed_run*>(memory)) {
+      : where_(call.where), runs_(static_cast<placed_run*>(memory)) {
     for (index_t r = 0; r < call.num_runs; ++r) {
       const erased_run run = call.run_at(r);
       if (run.k.tokens == 0) continue;
@@ -243,7 +228,7 @@ class run_table {
   void check_each_key_once() const {
     for (index_t r = 1; r < size_; ++r)
       if (runs_[r].indices.first < runs_[r - 1].indices.last)
-        refuse("attend: expected every key in one run, got key %lld in two", printable(runs_[r].indices.first));
+        refuse("%s: expected every key in one run, got key %lld in two", where_, printable(runs_[r].indices.first));
   }
 
   // That the runs hold all of `seen`, keys that queries from first_query on see.
@@ -252,7 +237,7 @@ class run_table {
     for (index_t r = 0; r < size_ && key < seen.last && runs_[r].indices.first <= key; ++r)
       key = max(key, runs_[r].indices.last);
     if (key < seen.last)
-      refuse("attend: expected a run with key %lld, which query %lld sees, got none that has it", printable(key),
+      refuse("%s: expected a run with key %lld, which query %lld sees, got none that has it", where_, printable(key),
              printable(max(key, first_query)));
   }
 
@@ -271,6 +256,7 @@ class run_table {
     store.num_runs = size_;
   }
 
+  const char* where_;
   placed_run* runs_;
   index_t size_ = 0;
 };
@@ -282,12 +268,12 @@ void attend_runs(const runs_call<RunAt>& call, const lambda_shape& shape, const 
   attention_job<Real> job = runs_job<Real>(call, shape, encoding, options, pairs);
   const index_t seen = job.q.tokens > 0 ? job.keys_seen() : 0;
   if (seen > most_keys_seen)
-    refuse("attend: expected queries that see at most 2^40 keys together, got %lld", printable(seen));
+    refuse("%s: expected queries that see at most 2^40 keys together, got %lld", call.where, printable(seen));
   workspace own;
   workspace& memory = options.workspace != nullptr ? *options.workspace : own;
   const kernel_table<Real>& kernels = kernels_for<Real>(options.isa);
   const job_list<Real> list(&job, 1, executor.num_workers());
-  const index_t table_bytes = run_table::bytes(call.num_runs);
+  const index_t table_bytes = run_table::bytes(call.num_runs, call.where);
   memory.reserve(table_bytes + call_scratch<Real>(kernels, list).bytes());
   const run_table table(job, call, memory.data());
   table.check_each_key_once();

@@ -15,24 +15,25 @@ namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
 
-inline void check_part(const index_range& keys, const attention_options& options) {
+inline void check_part(const index_range& keys, const attention_options& options, const char* where) {
   if (keys.first < 0 || keys.last < keys.first)
-    refuse("attend_partial: expected keys with 0 <= first <= last, got first = %lld, last = %lld",
-           printable(keys.first), printable(keys.last));
-  if (options.lse.data != nullptr) refuse("attend_partial: expected no options.lse, for the result has one, got one");
+    refuse("%s: expected keys with 0 <= first <= last, got first = %lld, last = %lld", where, printable(keys.first),
+           printable(keys.last));
+  if (options.lse.data != nullptr) refuse("%s: expected no options.lse, for the result has one, got one", where);
   if (options.weights.data != nullptr)
-    refuse("attend_partial: expected no options.weights, for they are of all keys, got %lld columns",
+    refuse("%s: expected no options.weights, for they are of all keys, got %lld columns", where,
            printable(options.weights.dim));
   if (options.sink_logits.data != nullptr)
-    refuse("attend_partial: expected no options.sink_logits, for they are merge()'s, got %lld",
+    refuse("%s: expected no options.sink_logits, for they are merge()'s, got %lld", where,
            printable(options.sink_logits.size));
 }
 
-inline void check_lse_of_part(const tensor& lse, const tensor& out, std::initializer_list<tensor> others) {
-  check_lse(lse, out, "attend_partial", "result.lse");
+inline void check_lse_of_part(const tensor& lse, const tensor& out, std::initializer_list<tensor> others,
+                              const char* where) {
+  check_lse(lse, out, where, "result.lse");
   for (const tensor& other : others)
     if (overlap(lse, other))
-      refuse("attend_partial: expected result.lse not to overlap another tensor, got overlapping memory");
+      refuse("%s: expected result.lse not to overlap another tensor, got overlapping memory", where);
 }
 
 struct erased_part {

@@ -6,6 +6,7 @@
 #include <lambda_attention/detail/checks.hpp>
 #include <lambda_attention/detail/heap.hpp>
 #include <lambda_attention/detail/job.hpp>
+#include <lambda_attention/detail/numbered_name.hpp>
 #include <lambda_attention/detail/run.hpp>
 #include <lambda_attention/detail/tensor.hpp>
 #include <lambda_attention/options.hpp>
@@ -19,16 +20,14 @@ inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
 
 template <class Real>
-void check_newest(index_t queries, const cache_core<Real>& cache) {
+void check_newest(index_t queries, const cache_core<Real>& cache, const char* where) {
   if (queries > cache.num_tokens())
-    refuse("attend: expected q.tokens <= cache.num_tokens(), got %lld and %lld", printable(queries),
+    refuse("%s: expected q.tokens <= cache.num_tokens(), got %lld and %lld", where, printable(queries),
            printable(cache.num_tokens()));
   const index_t most = min(cache.newest_held(), cache.shape().max_append);
   if (queries > most)
-    refuse(
-        "attend: expected q.tokens <= %lld, got %lld: the ring does not hold what older queries saw (it holds that of "
-        "max_append = %lld tokens, less those taken back or of a step that failed)",
-        printable(most), printable(queries), printable(cache.shape().max_append));
+    refuse("%s: expected q.tokens <= %lld, got %lld (cache.max_append() = %lld, cache.num_rewindable() = %lld)", where,
+           printable(most), printable(queries), printable(cache.shape().max_append), printable(cache.newest_held()));
 }
 
 // A stream's part of a call, no user type left in it.
@@ -76,16 +75,18 @@ class stream_list {
 
 template <class Real>
 void check_stream(const stream_list<Real>& streams, index_t number, const attention_options& options) {
+  const numbered_name one_of_many("attend: stream ", number);
+  const char* const where = streams.size() > 1 ? static_cast<const char*>(one_of_many) : "attend";
   const erased_stream<Real> s = streams[number];
-  if (s.cache == nullptr) refuse("attend: expected a cache, got a null pointer");
-  check_stream_keys(s.k, s.v, *s.cache, "attend");
+  if (s.cache == nullptr) refuse("%s: expected a cache, got a null pointer", where);
+  check_stream_keys(s.k, s.v, *s.cache, where);
   check_stream_queries(s.q, s.out, *s.cache, saturating_add(s.cache->num_tokens(), max(0, s.q.tokens)),
-                       streams.encoding(number), options);
-  check_equal(s.k.tokens, s.q.tokens, "attend", "k.tokens", "q.tokens");
-  check_alias(s.out, s.k, "attend", "k");
-  check_alias(s.out, s.v, "attend", "v");
-  check_not_k_or_v(erase(options.lse), "options.lse", s.k, s.v);
-  check_not_k_or_v(erase(options.weights), "options.weights", s.k, s.v);
+                       streams.encoding(number), options, where);
+  check_equal(s.k.tokens, s.q.tokens, where, "k.tokens", "q.tokens");
+  check_alias(s.out, s.k, where, "k");
+  check_alias(s.out, s.v, where, "v");
+  check_not_k_or_v(erase(options.lse), "options.lse", s.k, s.v, where);
+  check_not_k_or_v(erase(options.weights), "options.weights", s.k, s.v, where);
 }
 
 // Memory of a stream's: its cache, or its output.

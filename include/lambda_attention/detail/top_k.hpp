@@ -64,13 +64,14 @@ template <class Real>
 top_k_job<Real> checked_top_k_job(const tensor& q, const middle_core<Real>& middle, const encoding_limits& limits,
                                   index_t k, index_t distance, const tensor& out, const tensor& lse,
                                   const attention_options& options) {
+  constexpr const char* where = "attend_top_k";
   const auto& shape = middle.shape();
-  check_part({0, 0}, options);
+  check_part({0, 0}, options, where);
   check_queries(q, out,
                 {shape.num_kv_heads, shape.head_dim, shape.v_head_dim, "store.num_kv_heads", "store.head_dim",
                  "store.v_head_dim"},
-                limits, options);
-  check_lse_of_part(lse, out, {q, out});
+                limits, options, where);
+  check_lse_of_part(lse, out, {q, out}, where);
   if (options.first_position != 0)
     refuse("attend_top_k: expected options.first_position = 0, got %lld", printable(options.first_position));
   if (k < 0 || distance < 0)

@@ -101,7 +101,7 @@ struct yarn_scaling {
   double beta_fast = 32;
   double beta_slow = 1;
   double attention_factor = 0;  ///< 0: as above
-  double mscale = 0;            ///< both or none
+  double mscale = 0;            ///< of use with mscale_all_dim only, as in the models' code
   double mscale_all_dim = 0;
   bool truncate = true;  ///< whether the pairs between which it goes over are rounded outwards to whole ones
 

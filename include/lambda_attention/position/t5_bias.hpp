@@ -19,15 +19,11 @@ class t5_bias : public position_encoding {
       : num_buckets_(num_buckets),
         max_distance_(checked_distance(num_buckets, num_heads, max_distance)),
         biases_(num_heads, max_distance + 1) {
-    for (index_t head = 0; head < num_heads; ++head) {
-      for (index_t distance = 0; distance <= max_distance; ++distance) {
-        const double weight = static_cast<double>(weights[bucket(distance) * num_heads + head]);
-        if (!detail::is_finite(weight)) detail::refuse("t5_bias: expected finite weights, got %g", weight);
-        biases_.set(head, distance, weight);
-      }
-    }
     weights_ = detail::buffer<float>(num_buckets * num_heads);
-    for (index_t i = 0; i < num_buckets * num_heads; ++i) weights_[i] = weights[i];
+    for (index_t i = 0; i < num_buckets * num_heads; ++i) weights_[i] = checked_weight(weights[i]);
+    for (index_t head = 0; head < num_heads; ++head)
+      for (index_t distance = 0; distance <= max_distance; ++distance)
+        biases_.set(head, distance, static_cast<double>(weights_[bucket(distance) * num_heads + head]));
   }
 
   // Where memory runs out in the middle of a copy, nothing is assigned.
@@ -60,6 +56,11 @@ class t5_bias : public position_encoding {
   long double bias(index_t head, index_t distance) const { return weights_[bucket(distance) * num_heads() + head]; }
 
  private:
+  static float checked_weight(float weight) {
+    if (!detail::is_within(static_cast<double>(weight), detail::largest_factor))
+      detail::refuse("t5_bias: expected weights within +-1e30, got %g", static_cast<double>(weight));
+    return weight;
+  }
   static index_t checked_distance(index_t num_buckets, index_t num_heads, index_t max_distance) {
     if (num_heads < 1 || num_heads > (index_t{1} << 20))
       detail::refuse("t5_bias: expected 1 <= num_heads <= 2^20, got %lld", detail::printable(num_heads));
