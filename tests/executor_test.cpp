@@ -1,13 +1,17 @@
 #include <lambda_attention/attention.hpp>
 #include <lambda_attention/executor.hpp>
+#include <lambda_attention/key_run.hpp>
 #include <lambda_attention/position/rope.hpp>
+#include <lambda_attention/retrieval.hpp>
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "refusal.hpp"
 #include "tensors.hpp"
 
 namespace la = lambda_attention;
@@ -63,4 +67,35 @@ TEST(Executor, IsTakenInAnyWay) {
   la::attend(s.q.view(), s.k.view(), s.v.view(), cache, s.out.view(), {}, constant);
   la::attend(s.q.view(), cache, s.out.view(), {}, backwards{3, &num_runs});
   EXPECT_EQ(num_runs, 3);
+}
+
+// Nobody has as many, and scratch for them may be more than there is memory.
+TEST(Executor, WorkersThatAreTooManyAreRefused) {
+  sequence<float> s(20, 2, 1, 16, 16);
+  const la::lambda_shape shape = la::lm_infinite(4, 10);
+  la::kv_cache<la::f32, la::rope> cache(shape, la::rope(16), 1, 16, 16);
+  la::middle_store<la::f32, la::rope> store(shape, la::rope(16), 1, 16, 16);
+  la::append(s.k.view(), s.v.view(), store);
+  const la::key_run run{0, s.k.view(), s.v.view()};
+  std::vector<float> lse(20 * 2);
+  const la::partial_result part{s.out.view(), la::token_major(lse.data(), 20, 2, 1)};
+  const auto expect = [&](index_t workers, const std::string& message) {
+    const backwards executor{workers};
+    const auto refused = [&](auto&& call) {
+      std::fill(s.out.elements.begin(), s.out.elements.end(), 5.0f);
+      EXPECT_EQ(refusal(call), message);
+      const bool written = s.out.elements != std::vector<float>(s.out.elements.size(), 5.0f);
+      EXPECT_EQ(written, message == "accepted");
+    };
+    refused([&] { la::attend(s.q.view(), s.k.view(), s.v.view(), shape, la::rope(16), s.out.view(), {}, executor); });
+    refused([&] { la::attend(s.q.view(), s.k.view(), s.v.view(), cache, s.out.view(), {}, executor); });
+    refused([&] {
+      la::attend(la::query_run{0, s.q.view()}, &run, 1, shape, la::rope(16), s.out.view(), {}, executor);
+    });
+    refused([&] { la::attend_top_k(s.q.view(), store, {5, 20}, part, {}, executor); });
+    EXPECT_EQ(cache.num_tokens(), message == "accepted" ? 20 : 0);
+  };
+  expect(65537, "executor: expected num_workers() <= 65536, got 65537");
+  expect(la::unlimited, "executor: expected num_workers() <= 65536, got 9223372036854775807");
+  expect(3, "accepted");
 }

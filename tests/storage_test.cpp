@@ -1,5 +1,6 @@
 #include <lambda_attention/attention.hpp>
 #include <lambda_attention/position/rope.hpp>
+#include <lambda_attention/retrieval.hpp>
 #include <lambda_attention/storage.hpp>
 #include <lambda_attention/storage/bf16.hpp>
 #include <lambda_attention/storage/f16.hpp>
@@ -12,6 +13,8 @@
 #include <cmath>
 #include <cstdint>
 #include <sstream>
+#include <string>
+#include <vector>
 
 #include "refusal.hpp"
 #include "storage/stored.hpp"
@@ -65,6 +68,28 @@ struct rows_of : fixed16 {
   static constexpr index_t row_bytes(index_t) { return Bytes; }
 };
 
+// Longer numbers in rows of which no block of 16 is whole.
+struct whole_blocks_are_narrow {
+  using compute_type = float;
+  static constexpr la::row_format format = la::row_format::custom;
+  static constexpr index_t row_bytes(index_t dim) { return dim % 16 == 0 ? 2 * dim : 4 * dim; }
+
+  static float encode(const float* row, index_t dim, void* stored) {
+    if (dim % 16 == 0) return fixed16::encode(row, dim, stored);
+    return la::f32::encode(row, dim, stored);
+  }
+  static void decode(const void* stored, float scale, index_t dim, float* row) {
+    if (dim % 16 == 0) return fixed16::decode(stored, scale, dim, row);
+    la::f32::decode(stored, scale, dim, row);
+  }
+};
+
+// Rows that are not as long as those of their format.
+template <class Storage, index_t Bytes>
+struct with_rows_of : Storage {
+  static constexpr index_t row_bytes(index_t) { return Bytes; }
+};
+
 struct narrowed {
   using compute_type = double;
   static constexpr la::row_format format = la::row_format::custom;
@@ -86,6 +111,8 @@ TEST(CustomStorage, ScaledRowsDecodeAndChunks) { expect_attention_to_stored_rows
 TEST(CustomStorage, RowsAreAlignedWhateverTheirBytes) { expect_attention_to_stored_rows<odd_rows>(); }
 
 TEST(CustomStorage, RowsForDouble) { expect_attention_to_stored_rows<narrowed>(); }
+
+TEST(CustomStorage, LongerRowsMayHaveFewerBytes) { expect_attention_to_stored_rows<whole_blocks_are_narrow>(); }
 
 // Keys are stored rotated; 16 bits leave an error of about 1e-9.
 TEST(CustomStorage, UnderARotationInEveryLayoutOfTheCache) {
@@ -112,9 +139,32 @@ TEST(CustomStorage, WhatDoesNotFitIsRefused) {
   };
   EXPECT_EQ(refused(rows_of<0>{}, index_t{1} << 22, index_t{1} << 40),
             "kv_cache: expected a cache that fits in memory, got 1099511627776 heads of 33558528 bytes");
-  EXPECT_EQ(refused(rows_of<-1>{}, 10, 1), "kv_cache: expected 0 <= row_bytes(dim) < 2^55 of its storage, got -1");
+  EXPECT_EQ(refused(rows_of<-1>{}, 10, 1), "storage: expected 0 <= row_bytes(dim) < 2^55, got -1");
   EXPECT_EQ(refused(rows_of<INT64_MAX>{}, 10, 1),
-            "kv_cache: expected 0 <= row_bytes(dim) < 2^55 of its storage, got 9223372036854775807");
+            "storage: expected 0 <= row_bytes(dim) < 2^55, got 9223372036854775807");
+}
+
+TEST(CustomStorage, RowsOfAFormatThatTheKernelsKnowAreAsLongAsTheyAre) {
+  const auto refused = [](auto storage) {
+    using cache = la::kv_cache<decltype(storage), la::none>;
+    using store = la::middle_store<decltype(storage), la::none>;
+    const std::string message = refusal([&] { cache(la::sliding_window(9), {}, 1, 20, 20); });
+    const std::vector<float> row(20);
+    const auto token = la::token_major(row.data(), 1, 1, 20);
+    EXPECT_EQ(refusal([&] {
+                store kept(la::sliding_window(9), {}, 1, 20, 20);
+                la::append(token, token, kept);
+              }),
+              message);
+    return message;
+  };
+  EXPECT_EQ(refused(with_rows_of<la::f32, 80>{}), "accepted");
+  EXPECT_EQ(refused(with_rows_of<la::f32, 20>{}), "storage: expected row_bytes(20) = 80, that of its format, got 20");
+  EXPECT_EQ(refused(with_rows_of<la::f32, 84>{}), "storage: expected row_bytes(20) = 80, that of its format, got 84");
+  EXPECT_EQ(refused(with_rows_of<la::f64, 80>{}), "storage: expected row_bytes(20) = 160, that of its format, got 80");
+  EXPECT_EQ(refused(with_rows_of<la::f16, 80>{}), "storage: expected row_bytes(20) = 40, that of its format, got 80");
+  EXPECT_EQ(refused(with_rows_of<la::bf16, 80>{}), "storage: expected row_bytes(20) = 40, that of its format, got 80");
+  EXPECT_EQ(refused(with_rows_of<la::int8, 40>{}), "storage: expected row_bytes(20) = 20, that of its format, got 40");
 }
 
 // Of two custom storages it is their rows that differ.

@@ -42,7 +42,7 @@ void run_one(attention_job<Real> job, const attention_options& options, Executor
   workspace own;
   workspace& memory = options.workspace != nullptr ? *options.workspace : own;
   const kernel_table<Real>& kernels = kernels_for<Real>(options.isa);
-  const job_list<Real> list(&job, 1, executor.num_workers());
+  const job_list<Real> list(&job, 1, detail::checked_workers(executor));
   memory.reserve(call_scratch<Real>(kernels, list).bytes());
   detail::run_jobs(kernels, list, memory, 0, executor);
 }

@@ -79,12 +79,12 @@ struct bfloat16 {
 enum class element_kind { f32, f64, f16, bf16, custom };
 
 /// Specialise this to let a type of your own stand in a tensor_view. A type with the bits of one that the library knows
-/// only names its kind:
+/// only names its kind, and is aligned as that is:
 ///
 ///     template <> struct lambda_attention::element_traits<my_half> { static constexpr auto kind = element_kind::f16; };
 ///
 /// Any other type says `kind = element_kind::custom` and gives `static float to_float(T)` and `static T from_float(float)`,
-/// which must not throw.
+/// which must not throw, and may run in several threads at once.
 template <class T>
 struct element_traits {
   static_assert(sizeof(T) == 0,

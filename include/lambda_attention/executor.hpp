@@ -8,7 +8,7 @@ inline namespace LAMBDA_ATTENTION_UNIT {
 
 /// An executor is any object with
 ///
-///     index_t num_workers() const;                  // >= 1: how many tasks may run at the same time
+///     index_t num_workers() const;                  // 1 to 65536: how many tasks may run at the same time
 ///     template <class Function>
 ///     void run(index_t num_tasks, Function&& f);    // calls f(task, worker) once for every task in [0, num_tasks)
 ///

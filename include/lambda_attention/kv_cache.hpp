@@ -77,7 +77,8 @@ class kv_cache {
   static_assert(std::is_base_of_v<position_encoding, Position>,
                 "lambda_attention: a position encoding derives from position_encoding, see position.hpp");
   static_assert(std::is_nothrow_move_constructible_v<Position> && std::is_nothrow_move_assignable_v<Position>,
-                "lambda_attention: a position encoding that a cache keeps is moved with it, which must be noexcept");
+                "lambda_attention: a position encoding that a cache keeps is moved with it: it must have a move "
+                "constructor and a move assignment that are noexcept");
 
   kv_cache(const lambda_shape& shape, Position position, index_t num_kv_heads, index_t head_dim, index_t v_head_dim,
            const kv_cache_options& options = {})

@@ -31,7 +31,7 @@ enum class row_rotation {
 
 /// A rotation that no table of frequencies describes: a function that turns one row in place, R(position) row. The inner
 /// product of two rows that it has turned may depend on the difference of their positions only. It runs while rows are
-/// copied, never inside a kernel, and must not throw. Both functions are given, `self` where they need it. See row_function_of.
+/// copied, never inside a kernel, in several threads at once, and must not throw. Both functions are given, `self` where they need it. See row_function_of.
 struct row_function {
   const void* self = nullptr;
   void (*turn_f32)(const void* self, std::uint64_t position, float* row, index_t head_dim) = nullptr;

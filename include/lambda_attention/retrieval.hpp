@@ -36,7 +36,8 @@ class middle_store {
   static_assert(std::is_base_of_v<position_encoding, Position>,
                 "lambda_attention: a position encoding derives from position_encoding, see position.hpp");
   static_assert(std::is_nothrow_move_constructible_v<Position> && std::is_nothrow_move_assignable_v<Position>,
-                "lambda_attention: a position encoding that a store keeps is moved with it, which must be noexcept");
+                "lambda_attention: a position encoding that a store keeps is moved with it: it must have a move "
+                "constructor and a move assignment that are noexcept");
 
   middle_store(const lambda_shape& shape, Position position, index_t num_kv_heads, index_t head_dim, index_t v_head_dim)
       : position_(std::move(position)),
@@ -154,7 +155,7 @@ index_t attend_top_k(const tensor_view<Q>& q, const middle_store<Storage, Positi
   detail::scratch_arena counter(nullptr);
   const detail::top_k_scratch<real> unused(counter, job);
   static_cast<void>(unused);
-  memory.reserve(counter.used() * detail::max(1, executor.num_workers()));
+  memory.reserve(counter.used() * detail::checked_workers(executor));
   std::atomic<index_t> pages_read(0);
   const detail::top_k_task<real> task{kernels, job, reinterpret_cast<unsigned char*>(memory.data()), counter.used(),
                                       pages_read};

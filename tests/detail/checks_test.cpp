@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../refusal.hpp"
@@ -354,8 +355,27 @@ TEST(Checks, DataOfAnEncodingThatContradictsItself) {
   data.slopes = slopes.data();
   EXPECT_EQ(refused_by_all(any_data(data, 4)), "accepted");
   EXPECT_EQ(refused_by_all(any_data(data)), "attend: expected an encoding with slopes to say its num_heads, got 0");
+  std::vector<double> steep = {0.5, -1e30, 1e30, 0};
+  data.slopes = steep.data();
+  EXPECT_EQ(refused_by_all(any_data(data, 4)), "accepted");
+  const std::pair<double, std::string> too_large[] = {
+      {1.1e30, "1.1e+30"}, {-1.1e30, "-1.1e+30"}, {HUGE_VAL, "inf"}, {std::nan(""), "nan"}};
+  for (const auto& [slope, text] : too_large) {
+    steep[3] = slope;
+    EXPECT_EQ(refused_by_all(any_data(data, 4)), "attend: expected an encoding with slopes within +-1e30, got " + text);
+  }
   data.biases = &biases;
   EXPECT_EQ(refused_by_all(any_data(data, 4)), "attend: expected an encoding with slopes or biases, got both");
+  data = {};
+  data.rotation = rotation;
+  for (const double factor : {1e30, -1e30, 0.0}) {
+    data.rotation.factor = factor;
+    EXPECT_EQ(refused_by_all(any_data(data)), "accepted");
+  }
+  for (const auto& [factor, text] : too_large) {
+    data.rotation.factor = factor;
+    EXPECT_EQ(refused_by_all(any_data(data)), "attend: expected an encoding with a factor within +-1e30, got " + text);
+  }
 }
 
 TEST(Checks, DataOfAnEncoding) {

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <stdexcept>
+#include <utility>
 #include <vector>
 
 namespace la = lambda_attention;
@@ -138,4 +140,17 @@ TEST(JobList, CutsAsManyTasksAsTheWorkersNeed) {
   EXPECT_EQ(num_tasks(100000, 1, 2), 8);
   EXPECT_EQ(num_tasks(8192, 1, 16), 16);  // at least 512 queries
   EXPECT_EQ(num_tasks(100, 1, 16), 1);
+}
+
+TEST(CheckedWorkers, AreOneAtLeastAndNotTooMany) {
+  struct of {
+    index_t workers;
+    index_t num_workers() const { return workers; }
+  };
+  for (const auto& [workers, checked] : {std::pair<index_t, index_t>{-5, 1}, {0, 1}, {1, 1}, {65536, 65536}}) {
+    of executor{workers};
+    EXPECT_EQ(la::detail::checked_workers(executor), checked);
+  }
+  of executor{65537};
+  EXPECT_THROW(la::detail::checked_workers(executor), std::invalid_argument);
 }

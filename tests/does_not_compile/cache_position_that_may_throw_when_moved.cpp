@@ -1,4 +1,4 @@
-// expected: lambda_attention: a position encoding that a cache keeps is moved with it, which must be noexcept
+// expected: lambda_attention: a position encoding that a cache keeps is moved with it: it must have a move constructor and a move assignment
 #include <lambda_attention/lambda_attention.hpp>
 
 namespace la = lambda_attention;

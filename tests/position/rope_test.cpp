@@ -233,11 +233,14 @@ TEST(Rope, Refusals) {
   EXPECT_EQ(made(8, -3.5), "rope: expected a finite theta > 0, got -3.5");
   EXPECT_EQ(made(8, infinity), "rope: expected a finite theta > 0, got inf");
   EXPECT_EQ(made(8, nan), "rope: expected a finite theta > 0, got nan");
-  EXPECT_EQ(made(8, 10000, options(pair_layout::half_split, 0, 0)), "rope: expected a finite factor > 0, got 0");
-  EXPECT_EQ(made(8, 10000, options(pair_layout::half_split, 0, -1)), "rope: expected a finite factor > 0, got -1");
+  EXPECT_EQ(made(8, 10000, options(pair_layout::half_split, 0, 0)), "rope: expected 0 < factor <= 1e30, got 0");
+  EXPECT_EQ(made(8, 10000, options(pair_layout::half_split, 0, -1)), "rope: expected 0 < factor <= 1e30, got -1");
   EXPECT_EQ(made(8, 10000, options(pair_layout::half_split, 0, infinity)),
-            "rope: expected a finite factor > 0, got inf");
-  EXPECT_EQ(made(8, 10000, options(pair_layout::half_split, 0, nan)), "rope: expected a finite factor > 0, got nan");
+            "rope: expected 0 < factor <= 1e30, got inf");
+  EXPECT_EQ(made(8, 10000, options(pair_layout::half_split, 0, 1.1e30)),
+            "rope: expected 0 < factor <= 1e30, got 1.1e+30");
+  EXPECT_EQ(made(8, 10000, options(pair_layout::half_split, 0, 1e30)), "accepted");
+  EXPECT_EQ(made(8, 10000, options(pair_layout::half_split, 0, nan)), "rope: expected 0 < factor <= 1e30, got nan");
 }
 
 TEST(Rope, RefusalsOfExplicitFrequencies) {

@@ -36,6 +36,13 @@ storage_functions<typename Storage::compute_type> functions_of() {
           pairs};
 }
 
+// Of one number of a row that is not custom.
+constexpr index_t number_bytes(row_format format) {
+  if (format == row_format::int8) return 1;
+  if (format == row_format::f16 || format == row_format::bf16) return 2;
+  return format == row_format::f64 ? 8 : 4;
+}
+
 // The newest `capacity` rows of each head: token t in slot t % capacity.
 //
 //      slot      0    1    2    3    4    5    6    7        capacity 8, 11 tokens seen: token 8 has overwritten
@@ -50,8 +57,8 @@ class row_ring {
       : storage_(storage),
         capacity_(num_rows),
         dim_(row_dim),
-        row_bytes_(aligned_row_bytes(storage.row_bytes(round_up(row_dim, row_multiple)))),
-        padding_(storage.format == row_format::custom ? 0 : row_bytes_ - storage.row_bytes(row_dim)),
+        row_bytes_(checked_row_bytes(storage, row_dim)),
+        padding_(storage.format == row_format::custom ? 0 : row_bytes_ - row_dim * number_bytes(storage.format)),
         first_byte_(first_byte),
         first_scale_byte_(first_byte + bytes_of_rows(num_heads, num_rows, row_bytes_)) {}
 
@@ -112,10 +119,17 @@ class row_ring {
     }
   }
 
-  static index_t aligned_row_bytes(index_t bytes) {
+  // With what makes rows of a format that the kernels read whole vectors.
+  static index_t checked_row_bytes(const storage_functions<Real>& storage, index_t dim) {
+    const index_t bytes = storage.row_bytes(dim);
     if (bytes < 0 || bytes > (INT64_MAX >> 8))
-      refuse("kv_cache: expected 0 <= row_bytes(dim) < 2^55 of its storage, got %lld", printable(bytes));
-    return round_up(bytes, 16);
+      refuse("storage: expected 0 <= row_bytes(dim) < 2^55, got %lld", printable(bytes));
+    if (storage.format == row_format::custom) return round_up(bytes, 16);
+    const index_t number = number_bytes(storage.format);
+    if (bytes != dim * number)
+      refuse("storage: expected row_bytes(%lld) = %lld, that of its format, got %lld", printable(dim),
+             printable(dim * number), printable(bytes));
+    return round_up(dim, row_multiple) * number;
   }
   static index_t bytes_of_rows(index_t heads, index_t capacity, index_t row_bytes) {
     index_t rows = 0, bytes = 0;

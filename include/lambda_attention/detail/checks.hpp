@@ -83,6 +83,11 @@ inline void check_data(const encoding_limits& encoding, index_t head_dim, const 
     refuse("%s: expected an encoding with slopes or biases, got both", where);
   if (data.slopes != nullptr && encoding.num_heads < 1)
     refuse("%s: expected an encoding with slopes to say its num_heads, got %lld", where, printable(encoding.num_heads));
+  for (index_t head = 0; data.slopes != nullptr && head < encoding.num_heads; ++head)
+    if (!is_within(data.slopes[head], largest_factor))
+      refuse("%s: expected an encoding with slopes within +-1e30, got %g", where, data.slopes[head]);
+  if (!is_within(data.rotation.factor, largest_factor))
+    refuse("%s: expected an encoding with a factor within +-1e30, got %g", where, data.rotation.factor);
 }
 
 // What keeps rows of keys and values: a cache, a store.

@@ -18,6 +18,16 @@ namespace lambda_attention {
 inline namespace LAMBDA_ATTENTION_UNIT {
 namespace detail {
 
+inline constexpr index_t most_workers = 1 << 16;
+
+template <class Executor>
+index_t checked_workers(Executor& executor) {
+  const index_t num_workers = executor.num_workers();
+  if (num_workers > most_workers)
+    refuse("executor: expected num_workers() <= %lld, got %lld", printable(most_workers), printable(num_workers));
+  return max(1, num_workers);
+}
+
 // KV heads and queries of a job that a worker takes in one go, and parts of their keys where these are read off as they lie.
 template <class Real>
 struct task {

@@ -188,7 +188,6 @@ index_t stream_scratch_bytes(isa_level isa, const cache_core<Real>& cache, const
   if (num_heads < 1 || num_heads > most_query_heads || num_heads % cache.shape().num_kv_heads != 0)
     refuse("scratch_bytes: expected 1 <= num_heads <= %lld and num_heads %% cache.num_kv_heads == 0, got %lld and %lld",
            printable(most_query_heads), printable(num_heads), printable(cache.shape().num_kv_heads));
-  constexpr index_t most_workers = 1 << 16;
   if (num_workers > most_workers)
     refuse("scratch_bytes: expected num_workers <= %lld, got %lld", printable(most_workers), printable(num_workers));
   const index_t tokens = min(max(num_tokens, 0), cache.shape().max_append);
@@ -230,7 +229,7 @@ class stream_runner {
   // All rounds. Whatever can fail but the executor fails before a row is written.
   template <class Executor>
   void run(Executor& executor) {
-    const index_t num_workers = executor.num_workers(), rounds = num_rounds();
+    const index_t num_workers = checked_workers(executor), rounds = num_rounds();
     if (rounds > 0) reserve(rounds, num_workers);
     for (; rounds_done_ < rounds; ++rounds_done_) {
       const index_t num_jobs = build_jobs();

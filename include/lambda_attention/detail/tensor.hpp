@@ -80,6 +80,8 @@ tensor erase(const tensor_view<T>& view) {
   constexpr element_kind kind = element_traits<element>::kind;
   static_assert(kind == element_kind::custom || sizeof(element) == size_of(kind),
                 "lambda_attention: an element is as large as the kind that its element_traits name");
+  static_assert(kind == element_kind::custom || alignof(element) >= size_of(kind),
+                "lambda_attention: an element is aligned as the kind that its element_traits name");
   tensor t;
   t.data = reinterpret_cast<unsigned char*>(const_cast<element*>(view.data));
   t.tokens = view.tokens;

@@ -22,7 +22,7 @@ struct rope_options {
 class rope : public position_encoding {
  public:
   /// inverse_frequency(p) = theta^(-2p / rotary_dim).
-  /// Errors: head_dim outside 1 ... max_head_dim, rotary_dim odd or above head_dim, theta or factor not finite or <= 0.
+  /// Errors: head_dim outside 1 ... max_head_dim, rotary_dim odd or above head_dim, theta not finite or <= 0, factor not above 0 or above 1e30.
   explicit rope(index_t head_dim, double theta = 10000, const rope_options& options = {})
       : rope(head_dim, rotary_pairs(head_dim, options), options) {
     if (!(theta > 0) || !detail::is_finite(theta)) detail::refuse("rope: expected a finite theta > 0, got %g", theta);
@@ -86,8 +86,8 @@ class rope : public position_encoding {
         factor_(options.factor),
         turns_(pairs.value),
         inverse_frequencies_(pairs.value) {
-    if (!(factor_ > 0) || !detail::is_finite(factor_))
-      detail::refuse("rope: expected a finite factor > 0, got %g", factor_);
+    if (!(factor_ > 0) || !detail::is_within(factor_, detail::largest_factor))
+      detail::refuse("rope: expected 0 < factor <= 1e30, got %g", factor_);
   }
 
   static pair_count rotary_pairs(index_t head_dim, const rope_options& options) {
