@@ -69,8 +69,8 @@ TEST(Executor, IsTakenInAnyWay) {
   EXPECT_EQ(num_runs, 3);
 }
 
-// Nobody has as many, and scratch for them may be more than there is memory.
-TEST(Executor, WorkersThatAreTooManyAreRefused) {
+// Scratch for more may be more than there is memory.
+TEST(Executor, WorkersThatAreNoneOrTooManyAreRefused) {
   sequence<float> s(20, 2, 1, 16, 16);
   const la::lambda_shape shape = la::lm_infinite(4, 10);
   la::kv_cache<la::f32, la::rope> cache(shape, la::rope(16), 1, 16, 16);
@@ -79,23 +79,33 @@ TEST(Executor, WorkersThatAreTooManyAreRefused) {
   const la::key_run run{0, s.k.view(), s.v.view()};
   std::vector<float> lse(20 * 2);
   const la::partial_result part{s.out.view(), la::token_major(lse.data(), 20, 2, 1)};
-  const auto expect = [&](index_t workers, const std::string& message) {
+  for (const index_t workers : {index_t{0}, index_t{65537}, la::unlimited, index_t{3}}) {
     const backwards executor{workers};
-    const auto refused = [&](auto&& call) {
+    const auto expect = [&](const std::string& where, auto&& call) {
+      const std::string refused =
+          where + ": expected 1 <= executor.num_workers() <= 65536, got " + std::to_string(workers);
       std::fill(s.out.elements.begin(), s.out.elements.end(), 5.0f);
-      EXPECT_EQ(refusal(call), message);
-      const bool written = s.out.elements != std::vector<float>(s.out.elements.size(), 5.0f);
-      EXPECT_EQ(written, message == "accepted");
+      EXPECT_EQ(refusal(call), workers == 3 ? "accepted" : refused);
+      EXPECT_EQ(s.out.elements == std::vector<float>(s.out.elements.size(), 5.0f), workers != 3);
     };
-    refused([&] { la::attend(s.q.view(), s.k.view(), s.v.view(), shape, la::rope(16), s.out.view(), {}, executor); });
-    refused([&] { la::attend(s.q.view(), s.k.view(), s.v.view(), cache, s.out.view(), {}, executor); });
-    refused([&] {
-      la::attend(la::query_run{0, s.q.view()}, &run, 1, shape, la::rope(16), s.out.view(), {}, executor);
+    const auto q = s.q.view(), k = s.k.view(), v = s.v.view();
+    const auto out = s.out.view();
+    const la::rope position(16);
+    expect("attend", [&] { la::attend(q, k, v, shape, position, out, {}, executor); });
+    expect("attend_partial", [&] { la::attend_partial(q, k, v, shape, position, {0, 9}, part, {}, executor); });
+    expect("attend", [&] { la::attend(la::query_run{0, q}, &run, 1, shape, position, out, {}, executor); });
+    expect("attend_partial", [&] {
+      la::attend_partial(la::query_run{0, q}, &run, 1, shape, position, {0, 9}, part, {}, executor);
     });
-    refused([&] { la::attend_top_k(s.q.view(), store, {5, 20}, part, {}, executor); });
-    EXPECT_EQ(cache.num_tokens(), message == "accepted" ? 20 : 0);
-  };
-  expect(65537, "executor: expected num_workers() <= 65536, got 65537");
-  expect(la::unlimited, "executor: expected num_workers() <= 65536, got 9223372036854775807");
-  expect(3, "accepted");
+    expect("attend_top_k", [&] { la::attend_top_k(q, store, {5, 20}, part, {}, executor); });
+    expect("attend", [&] { la::attend(q, k, v, cache, out, {}, executor); });
+    EXPECT_EQ(cache.num_tokens(), workers == 3 ? 20 : 0);
+  }
+  const backwards nobody{0};
+  EXPECT_EQ(refusal([&] { la::attend(s.q.view(), cache, s.out.view(), {}, nobody); }),
+            "attend: expected 1 <= executor.num_workers() <= 65536, got 0");
+  EXPECT_EQ(refusal([&] {
+              la::attend_partial(s.q.view(), cache, {0, 9}, part, {}, nobody);
+            }),
+            "attend_partial: expected 1 <= executor.num_workers() <= 65536, got 0");
 }

@@ -601,17 +601,16 @@ TEST(KvCache, ConstructionRefusals) {
   EXPECT_EQ(with([](arguments& a) { a.options.first_position = la::unlimited; }), "accepted");
 
   // Memory: 2^40 heads of 2^40 rows, whose product is no index; and 2^55 bytes and more, which no machine has.
-  EXPECT_EQ(
-      with([](arguments& a) {
-        a.shape = la::sliding_window(most);
-        a.kv_heads = most;
-      }),
-      "kv_cache: expected a cache that fits in memory, got 1099511627776 heads of 1099511628287 rows of 128 bytes");
+  EXPECT_EQ(with([](arguments& a) {
+              a.shape = la::sliding_window(most);
+              a.kv_heads = most;
+            }),
+            "kv_cache: expected rows that fit in memory, got 1099511627776 heads of 1099511628287 rows of 128 bytes");
   EXPECT_EQ(with([](arguments& a) {
               a.shape = la::sliding_window(most);
               a.kv_heads = 512;
             }),
-            "kv_cache: expected a cache that fits in memory, got 512 heads of 1099511628287 rows of 128 bytes");
+            "kv_cache: expected rows that fit in memory, got 512 heads of 1099511628287 rows of 128 bytes");
 }
 
 TEST(KvCache, AcceptsWindowsAndSinksOfNothing) {

@@ -38,11 +38,11 @@ constexpr auto pairs_of() -> const pair_kernels<Real>* (*)(isa_level) {
 }
 
 template <class Real, class Executor>
-void run_one(attention_job<Real> job, const attention_options& options, Executor&& executor) {
+void run_one(attention_job<Real> job, const attention_options& options, Executor&& executor, const char* where) {
   workspace own;
   workspace& memory = options.workspace != nullptr ? *options.workspace : own;
   const kernel_table<Real>& kernels = kernels_for<Real>(options.isa);
-  const job_list<Real> list(&job, 1, detail::checked_workers(executor));
+  const job_list<Real> list(&job, 1, detail::checked_workers(executor, where));
   memory.reserve(call_scratch<Real>(kernels, list).bytes());
   detail::run_jobs(kernels, list, memory, 0, executor);
 }
@@ -84,7 +84,7 @@ void attend(const tensor_view<Q>& q, const tensor_view<K>& k, const tensor_view<
   const detail::attention_job<real> job = detail::checked_sequence_job<real>(
       detail::erase(q), detail::erase(k), detail::erase(v), detail::erase(out), shape, detail::limits_of(position),
       options, detail::pairs_of<real, K, V>(), "attend");
-  detail::run_one(job, options, executor);
+  detail::run_one(job, options, executor, "attend");
 }
 
 /// Takes in new tokens of a stream: k [n, kv_heads, head_dim] and v [n, kv_heads, v_head_dim], as the projections leave
@@ -100,7 +100,7 @@ void append(const tensor_view<K>& k, const tensor_view<V>& v, kv_cache<Storage, 
 }
 
 /// Attention of the newest tokens of a stream over what its cache holds: q and out [n, heads, ...] belong to the last n
-/// tokens taken in, n <= max_append. For layers that share keys, and prefixes that are shared.
+/// tokens taken in, n <= max_append and n <= cache.num_rewindable(). For layers that share keys, and prefixes that are shared.
 template <class Q, class Storage, class Position, class Out, class Executor = serial_executor>
 void attend(const tensor_view<Q>& q, const kv_cache<Storage, Position>& cache, const tensor_view<Out>& out,
             const attention_options& options = {}, Executor&& executor = {}) {
@@ -112,7 +112,7 @@ void attend(const tensor_view<Q>& q, const kv_cache<Storage, Position>& cache, c
   detail::check_newest(queries.tokens, cache.core(), "attend");
   const auto job =
       detail::stream_job(queries, outputs, cache.core(), cache.num_tokens(), cache.position().data(), options);
-  detail::run_one(job, options, executor);
+  detail::run_one(job, options, executor, "attend");
 }
 
 /// One stream's part of a call on many.

@@ -86,7 +86,7 @@ inline bool is_finite(double number) {
   return ((bits >> 52) & 0x7ff) != 0x7ff;
 }
 
-// What scales, slopes and biases have to be: far from where products with them overflow a float.
+// What scales, slopes, biases and factors have to be: far from where products with them overflow a float.
 inline bool is_within(double number, double largest) {
   return is_finite(number) && number >= -largest && number <= largest;
 }

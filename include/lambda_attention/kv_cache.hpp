@@ -66,7 +66,8 @@ typename cache_core<Real>::geometry checked_geometry(const lambda_shape& shape, 
 /// themselves; those that take it as const may run side by side.
 ///
 /// Errors, at construction: a shape without a bounded window or number of sinks (full_causal() has no bounded cache),
-/// counts or dims below 1, dims above max_head_dim, an encoding made for another head_dim.
+/// counts or dims below 1, dims above max_head_dim, an encoding made for another head_dim, a storage whose
+/// row_bytes() is not as its contract says.
 /// Law: attention over the stream is that over the whole sequence, whatever the chunks; bytes() does not depend on the
 /// tokens seen.
 template <class Storage, class Position>
@@ -114,23 +115,25 @@ class kv_cache {
     core_.rewind(tokens);
   }
 
-  /// How many tokens rewind() can take back now: max_rewind or more, less those that have been taken back already, or came in a
-  /// step that failed; after load() no more than the cache that was saved could.
+  /// How many tokens rewind() can take back now: all, until a ring has overwritten a row; then max_append + max_rewind, less
+  /// those before the newest that ever came, or that a step which failed would have brought. After load() no more than the cache
+  /// that was saved could.
   index_t num_rewindable() const { return core_.newest_held(); }
 
   /// Writes the stream to `out`: a header, and the rows that the cache holds; see detail/cache_file.hpp. Several caches may
   /// follow one another. Include <ostream>, or <fstream>, to call this.
-  /// Errors: std::invalid_argument where the stream fails, or what the stream throws, if its exceptions() are on. It is flushed, so that a disk that is full shows here; what was
-  /// written until then is no file to load.
+  /// Errors: std::invalid_argument where the stream fails, or what the stream throws, if its exceptions() are on. It is
+  /// flushed, so that a disk that is full shows here; what was written until then is no file to load.
   void save(std::ostream& out) const { detail::save_cache(core_, position_fingerprint(), out); }
 
   /// Replaces this stream by a saved one, and reads no byte past it. The cache that was saved had the same shape, storage,
   /// encoding, heads, dims and first_position; max_append and max_rewind may differ. What can be taken back, see
-  /// num_rewindable(), is what both caches can. Of an encoding that is a row function, or a storage that is custom, nothing is compared but what can be seen of it.
+  /// num_rewindable(), is what both caches can. Of an encoding that is a row function, or a storage that is custom, nothing is
+  /// compared but what can be seen of it.
   ///
   /// Errors: std::invalid_argument on whatever is not such a file, whole and undamaged, or what the stream throws, if its
-  /// exceptions() are on; the cache is then as it was. Checksums
-  /// tell of accidents, not of somebody who computes them anew: rows are then other numbers, and nothing worse.
+  /// exceptions() are on; the cache is then as it was. Checksums tell of accidents, not of somebody who computes them anew: rows
+  /// are then other numbers, and nothing worse.
   /// Law: the stream that was saved; bit for bit where max_append and max_rewind are the same, else within rounding.
   /// Cost: memory for a second cache while it runs. Include <istream>, or <fstream>, to call this.
   void load(std::istream& in) { detail::load_cache(core_, position_fingerprint(), in); }

@@ -55,7 +55,7 @@ void attend_partial(const tensor_view<Q>& q, const tensor_view<K>& k, const tens
   detail::check_lse_of_part(lse, out, {queries, out, detail::erase(k), detail::erase(v)}, "attend_partial");
   job.lse = lse;
   job.plan.part = keys;
-  detail::run_one(job, options, executor);
+  detail::run_one(job, options, executor, "attend_partial");
 }
 
 /// The same over what a cache holds, for the queries of the newest tokens: see attend(q, cache, out).
@@ -74,7 +74,7 @@ void attend_partial(const tensor_view<Q>& q, const kv_cache<Storage, Position>& 
   auto job = detail::stream_job(queries, out, cache.core(), cache.num_tokens(), cache.position().data(), options);
   job.lse = lse;
   job.plan.part = keys;
-  detail::run_one(job, options, executor);
+  detail::run_one(job, options, executor, "attend_partial");
 }
 
 /// One result of several, over the keys of all of them: each key is to be in one.

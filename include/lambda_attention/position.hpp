@@ -31,7 +31,8 @@ enum class row_rotation {
 
 /// A rotation that no table of frequencies describes: a function that turns one row in place, R(position) row. The inner
 /// product of two rows that it has turned may depend on the difference of their positions only. It runs while rows are
-/// copied, never inside a kernel, in several threads at once, and must not throw. Both functions are given, `self` where they need it. See row_function_of.
+/// copied, never inside a kernel, in several threads at once, and must not throw. Both functions are given, `self` where they
+/// need it. See row_function_of.
 struct row_function {
   const void* self = nullptr;
   void (*turn_f32)(const void* self, std::uint64_t position, float* row, index_t head_dim) = nullptr;
@@ -114,8 +115,8 @@ class bias_table {
 };
 
 /// All that the kernels are told of an encoding. At most one of rotation and function, and at most one of slopes and
-/// biases, may be given; an encoding with slopes says its num_heads(). The pointers are the encoding's own and live as long as it
-/// does.
+/// biases, may be given; an encoding with slopes says its num_heads(). Slopes and the rotation's factor are within +-1e30. The
+/// pointers are the encoding's own and live as long as it does.
 struct position_data {
   rotation_data rotation;
   row_function function;
@@ -132,7 +133,7 @@ struct position_data {
 /// must be noexcept.
 ///
 /// score() and bias() are the formula of the encoding, written down plainly for reference.hpp; the kernels do not use
-/// them. `query` and `key` are head_dim numbers that no rotation has touched.
+/// them. 0 <= head < num_heads(), distance >= 0. `query` and `key` are head_dim numbers that no rotation has touched.
 struct position_encoding {
   /// The number of query heads that the encoding is made for; 0: any.
   index_t num_heads() const { return 0; }

@@ -28,7 +28,8 @@ inline namespace LAMBDA_ATTENTION_UNIT {
 /// Of the shape num_sinks and window count: they say what is neither, the middle, for a query. Copying a store forks it;
 /// an assignment that finds no memory leaves both sides as they were. Threads: append, rewind, clear and assignment want a store for
 /// themselves; searches may run side by side.
-/// Errors, at construction: an invalid shape, counts or dims below 1, dims above max_head_dim, an encoding for another head_dim.
+/// Errors, at construction: an invalid shape, counts or dims below 1, dims above max_head_dim, an encoding for another head_dim,
+/// a storage whose row_bytes() is not as its contract says.
 template <class Storage, class Position>
 class middle_store {
  public:
@@ -155,7 +156,7 @@ index_t attend_top_k(const tensor_view<Q>& q, const middle_store<Storage, Positi
   detail::scratch_arena counter(nullptr);
   const detail::top_k_scratch<real> unused(counter, job);
   static_cast<void>(unused);
-  memory.reserve(counter.used() * detail::checked_workers(executor));
+  memory.reserve(counter.used() * detail::checked_workers(executor, "attend_top_k"));
   std::atomic<index_t> pages_read(0);
   const detail::top_k_task<real> task{kernels, job, reinterpret_cast<unsigned char*>(memory.data()), counter.used(),
                                       pages_read};

@@ -34,10 +34,10 @@ struct tensor_view {
   constexpr tensor_view(const tensor_view<U>& other)
       : tensor_view(other.data, other.tokens, other.heads, other.dim, other.token_stride, other.head_stride) {}
 
-  /// The dim elements of one head of one token.
+  /// The dim elements of one head of one token, 0 <= token < tokens and 0 <= head < heads: nothing is checked.
   constexpr T* row(index_t token, index_t head) const { return data + token * token_stride + head * head_stride; }
 
-  /// Tokens [first, first + count).
+  /// Tokens [first, first + count), of [0, tokens): nothing is checked.
   constexpr tensor_view slice(index_t first, index_t count) const {
     return {data + first * token_stride, count, heads, dim, token_stride, head_stride};
   }

@@ -59,7 +59,7 @@ float value(const core& cache, index_t token) { return row_of(cache.rows().windo
 }  // namespace
 
 TEST(RowRing, KeepsTheNewestRowsOfEachHead) {
-  const la::detail::row_ring<float> ring(la::detail::functions_of<la::int8>(), 2, 4, 3, 64);
+  const la::detail::row_ring<float> ring(la::detail::functions_of<la::int8>(), 2, 4, 3, 64, "kv_cache");
   EXPECT_EQ(ring.end_byte(), 64 + 4 * 16 + 64);  // rows of 16 bytes, and a cache line for their scales
   std::vector<float> memory(2 * 192 / sizeof(float), -1);
   unsigned char* const blocks = reinterpret_cast<unsigned char*>(memory.data());

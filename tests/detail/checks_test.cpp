@@ -362,7 +362,8 @@ TEST(Checks, DataOfAnEncodingThatContradictsItself) {
       {1.1e30, "1.1e+30"}, {-1.1e30, "-1.1e+30"}, {HUGE_VAL, "inf"}, {std::nan(""), "nan"}};
   for (const auto& [slope, text] : too_large) {
     steep[3] = slope;
-    EXPECT_EQ(refused_by_all(any_data(data, 4)), "attend: expected an encoding with slopes within +-1e30, got " + text);
+    EXPECT_EQ(refused_by_all(any_data(data, 4)),
+              "attend: expected an encoding with slopes within +-1e30, got " + text + " for head 3");
   }
   data.biases = &biases;
   EXPECT_EQ(refused_by_all(any_data(data, 4)), "attend: expected an encoding with slopes or biases, got both");

@@ -2,9 +2,10 @@
 
 #include <gtest/gtest.h>
 
-#include <stdexcept>
-#include <utility>
+#include <string>
 #include <vector>
+
+#include "../refusal.hpp"
 
 namespace la = lambda_attention;
 using la::index_t;
@@ -147,10 +148,13 @@ TEST(CheckedWorkers, AreOneAtLeastAndNotTooMany) {
     index_t workers;
     index_t num_workers() const { return workers; }
   };
-  for (const auto& [workers, checked] : {std::pair<index_t, index_t>{-5, 1}, {0, 1}, {1, 1}, {65536, 65536}}) {
+  const auto checked = [](index_t workers) {
     of executor{workers};
-    EXPECT_EQ(la::detail::checked_workers(executor), checked);
-  }
-  of executor{65537};
-  EXPECT_THROW(la::detail::checked_workers(executor), std::invalid_argument);
+    return la::detail::checked_workers(executor, "attend");
+  };
+  EXPECT_EQ(checked(1), 1);
+  EXPECT_EQ(checked(65536), 65536);
+  for (const index_t workers : {index_t{-5}, index_t{0}, index_t{65537}, la::unlimited})
+    EXPECT_EQ(refusal([&] { checked(workers); }),
+              "attend: expected 1 <= executor.num_workers() <= 65536, got " + std::to_string(workers));
 }

@@ -425,7 +425,7 @@ TEST(extents_past_memory, are_refused_of_any_tensor) {
     return refusal([&] { attend_partial(q, k, v, shape, position, {0, 2}, r); });
   };
   EXPECT_EQ(partial(bad_lse), said("attend_partial", "result.lse", 1, 1));
-  EXPECT_EQ(partial(bad_out), said("attend", "out", dim, dim));
+  EXPECT_EQ(partial(bad_out), said("attend_partial", "out", dim, dim));
   EXPECT_EQ(refusal([&] { merge(bad_out, result, result); }), said("merge", "out of a part", dim, dim));
   EXPECT_EQ(refusal([&] { merge(bad_lse, result, result); }), said("merge", "lse of a part", 1, 1));
   EXPECT_EQ(refusal([&] { merge(result, result, bad_out); }), said("merge", "result.out", dim, dim));
@@ -433,7 +433,7 @@ TEST(extents_past_memory, are_refused_of_any_tensor) {
 
   EXPECT_EQ(refusal([&] { append(too_large_to_read(k), v, store); }), said("append", "k", dim, dim));
   EXPECT_EQ(refusal([&] { append(k, too_large_to_read(v), cache); }), said("append", "v", dim, dim));
-  EXPECT_EQ(refusal([&] { attend_top_k(q, store, {1, 2}, bad_out); }), said("attend", "out", dim, dim));
+  EXPECT_EQ(refusal([&] { attend_top_k(q, store, {1, 2}, bad_out); }), said("attend_top_k", "out", dim, dim));
   EXPECT_EQ(cache.num_tokens(), n);
   EXPECT_EQ(store.num_tokens(), n);
   for_each_element(out.view(), [](float x) { EXPECT_EQ(x, 5); });

@@ -140,7 +140,7 @@ TEST(RopeConfig, NumbersThatARotationCannotHave) {
     EXPECT_PRED2(contains, said(type, llama3, "original_max_position_embeddings", 0), "_embeddings >= 1, got 0");
   EXPECT_PRED2(contains, said("yarn", yarn, "beta_fast", 1), "0 < beta_slow < beta_fast");
   EXPECT_PRED2(contains, said("yarn", yarn, "beta_slow", -1), "0 < beta_slow < beta_fast");
-  EXPECT_PRED2(contains, said("yarn", yarn, "attention_factor", -1), "attention factor > 0");
+  EXPECT_PRED2(contains, said("yarn", yarn, "attention_factor", -1), "0 < attention factor <= 1e30, got -1");
   EXPECT_PRED2(contains, said("yarn", yarn, "truncate", 1), "\"truncate\" to be true or false");
 }
 

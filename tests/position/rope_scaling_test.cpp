@@ -213,7 +213,7 @@ TEST(RopeScaling, Refusals) {
   EXPECT_EQ(made(with(yarn(4, 4096), &la::yarn_scaling::beta_slow, 0)),
             "yarn_scaling: expected 0 < beta_slow < beta_fast, got 0 and 32");
   EXPECT_EQ(made(with(yarn(4, 4096), &la::yarn_scaling::attention_factor, -1)),
-            "yarn_scaling: expected a finite attention factor > 0, got -1");
+            "yarn_scaling: expected 0 < attention factor <= 1e30, got -1");
   for (const double theta : {1.0, 0.0, -5.0}) EXPECT_NE(made(la::linear_scaling{}, theta), "accepted");
   EXPECT_EQ(made(la::linear_scaling{}, 1.0), "scaled_rope: expected a finite theta > 1, got 1");
   EXPECT_EQ(made(la::linear_scaling{}, infinity), "scaled_rope: expected a finite theta > 1, got inf");

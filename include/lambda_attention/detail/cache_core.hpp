@@ -53,14 +53,14 @@ template <class Real>
 class row_ring {
  public:
   row_ring(const storage_functions<Real>& storage, index_t num_heads, index_t num_rows, index_t row_dim,
-           index_t first_byte)
+           index_t first_byte, const char* where)
       : storage_(storage),
         capacity_(num_rows),
         dim_(row_dim),
-        row_bytes_(checked_row_bytes(storage, row_dim)),
+        row_bytes_(checked_row_bytes(storage, row_dim, where)),
         padding_(storage.format == row_format::custom ? 0 : row_bytes_ - row_dim * number_bytes(storage.format)),
         first_byte_(first_byte),
-        first_scale_byte_(first_byte + bytes_of_rows(num_heads, num_rows, row_bytes_)) {}
+        first_scale_byte_(first_byte + bytes_of_rows(num_heads, num_rows, row_bytes_, where)) {}
 
   index_t capacity() const { return capacity_; }
   row_format format() const { return storage_.format; }
@@ -119,23 +119,23 @@ class row_ring {
     }
   }
 
-  // With what makes rows of a format that the kernels read whole vectors.
-  static index_t checked_row_bytes(const storage_functions<Real>& storage, index_t dim) {
+  // Of formats that the kernels read, rows are padded to whole vectors.
+  static index_t checked_row_bytes(const storage_functions<Real>& storage, index_t dim, const char* where) {
     const index_t bytes = storage.row_bytes(dim);
     if (bytes < 0 || bytes > (INT64_MAX >> 8))
-      refuse("storage: expected 0 <= row_bytes(dim) < 2^55, got %lld", printable(bytes));
+      refuse("%s: expected 0 <= row_bytes(dim) < 2^55 of its storage, got %lld", where, printable(bytes));
     if (storage.format == row_format::custom) return round_up(bytes, 16);
     const index_t number = number_bytes(storage.format);
     if (bytes != dim * number)
-      refuse("storage: expected row_bytes(%lld) = %lld, that of its format, got %lld", printable(dim),
+      refuse("%s: expected row_bytes(%lld) = %lld of its storage, that of its format, got %lld", where, printable(dim),
              printable(dim * number), printable(bytes));
     return round_up(dim, row_multiple) * number;
   }
-  static index_t bytes_of_rows(index_t heads, index_t capacity, index_t row_bytes) {
+  static index_t bytes_of_rows(index_t heads, index_t capacity, index_t row_bytes, const char* where) {
     index_t rows = 0, bytes = 0;
     if (!multiply(heads, capacity, &rows) || !multiply(rows, row_bytes, &bytes) || bytes > (INT64_MAX >> 8))
-      refuse("kv_cache: expected a cache that fits in memory, got %lld heads of %lld rows of %lld bytes",
-             printable(heads), printable(capacity), printable(row_bytes));
+      refuse("%s: expected rows that fit in memory, got %lld heads of %lld rows of %lld bytes", where, printable(heads),
+             printable(capacity), printable(row_bytes));
     return round_up(capacity * row_bytes, buffer_alignment);
   }
 
@@ -175,13 +175,14 @@ class cache_core {
 
   cache_core(const geometry& g, const storage_functions<Real>& storage, const storage_functions<Real>& sinks)
       : geometry_(g),
-        sinks_near_(sinks, g.num_kv_heads, num_sinks(), g.head_dim, 0),
-        sinks_far_(sinks, g.num_kv_heads, has_far_sinks() ? num_sinks() : 0, g.head_dim, sinks_near_.end_byte()),
+        sinks_near_(sinks, g.num_kv_heads, num_sinks(), g.head_dim, 0, "kv_cache"),
+        sinks_far_(sinks, g.num_kv_heads, has_far_sinks() ? num_sinks() : 0, g.head_dim, sinks_near_.end_byte(),
+                   "kv_cache"),
         window_far_(storage, g.num_kv_heads, has_far_window() ? ring_rows(window()) : 0, g.head_dim,
-                    sinks_far_.end_byte()),
-        window_near_(storage, g.num_kv_heads, ring_rows(near_window()), g.head_dim, window_far_.end_byte()),
-        sink_values_(sinks, g.num_kv_heads, num_sinks(), g.v_head_dim, window_near_.end_byte()),
-        window_values_(storage, g.num_kv_heads, ring_rows(window()), g.v_head_dim, sink_values_.end_byte()),
+                    sinks_far_.end_byte(), "kv_cache"),
+        window_near_(storage, g.num_kv_heads, ring_rows(near_window()), g.head_dim, window_far_.end_byte(), "kv_cache"),
+        sink_values_(sinks, g.num_kv_heads, num_sinks(), g.v_head_dim, window_near_.end_byte(), "kv_cache"),
+        window_values_(storage, g.num_kv_heads, ring_rows(window()), g.v_head_dim, sink_values_.end_byte(), "kv_cache"),
         blocks_(checked_bytes(g.num_kv_heads, block_bytes())) {}
 
   const geometry& shape() const { return geometry_; }

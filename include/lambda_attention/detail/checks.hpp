@@ -85,7 +85,8 @@ inline void check_data(const encoding_limits& encoding, index_t head_dim, const 
     refuse("%s: expected an encoding with slopes to say its num_heads, got %lld", where, printable(encoding.num_heads));
   for (index_t head = 0; data.slopes != nullptr && head < encoding.num_heads; ++head)
     if (!is_within(data.slopes[head], largest_factor))
-      refuse("%s: expected an encoding with slopes within +-1e30, got %g", where, data.slopes[head]);
+      refuse("%s: expected an encoding with slopes within +-1e30, got %g for head %lld", where, data.slopes[head],
+             printable(head));
   if (!is_within(data.rotation.factor, largest_factor))
     refuse("%s: expected an encoding with a factor within +-1e30, got %g", where, data.rotation.factor);
 }

@@ -272,7 +272,7 @@ void attend_runs(const runs_call<RunAt>& call, const lambda_shape& shape, const 
   workspace own;
   workspace& memory = options.workspace != nullptr ? *options.workspace : own;
   const kernel_table<Real>& kernels = kernels_for<Real>(options.isa);
-  const job_list<Real> list(&job, 1, checked_workers(executor));
+  const job_list<Real> list(&job, 1, checked_workers(executor, call.where));
   const index_t table_bytes = run_table::bytes(call.num_runs, call.where);
   memory.reserve(table_bytes + call_scratch<Real>(kernels, list).bytes());
   const run_table table(job, call, memory.data());

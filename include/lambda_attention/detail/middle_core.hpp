@@ -134,8 +134,8 @@ class middle_core {
     buffer<unsigned char> memory;
 
     block(const geometry& g, const storage_functions<Real>& storage, index_t num_tokens)
-        : keys(storage, g.num_kv_heads, num_tokens, g.head_dim, 0),
-          values(storage, g.num_kv_heads, num_tokens, g.v_head_dim, keys.end_byte()) {}
+        : keys(storage, g.num_kv_heads, num_tokens, g.head_dim, 0, "middle_store"),
+          values(storage, g.num_kv_heads, num_tokens, g.v_head_dim, keys.end_byte(), "middle_store") {}
     index_t head_bytes() const { return values.end_byte(); }
   };
 

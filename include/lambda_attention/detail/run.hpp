@@ -21,11 +21,12 @@ namespace detail {
 inline constexpr index_t most_workers = 1 << 16;
 
 template <class Executor>
-index_t checked_workers(Executor& executor) {
+index_t checked_workers(Executor& executor, const char* where) {
   const index_t num_workers = executor.num_workers();
-  if (num_workers > most_workers)
-    refuse("executor: expected num_workers() <= %lld, got %lld", printable(most_workers), printable(num_workers));
-  return max(1, num_workers);
+  if (num_workers < 1 || num_workers > most_workers)
+    refuse("%s: expected 1 <= executor.num_workers() <= %lld, got %lld", where, printable(most_workers),
+           printable(num_workers));
+  return num_workers;
 }
 
 // KV heads and queries of a job that a worker takes in one go, and parts of their keys where these are read off as they lie.
@@ -117,7 +118,7 @@ template <class Real>
 class job_list {
  public:
   job_list(attention_job<Real>* jobs, index_t count, index_t num_workers)
-      : jobs_(jobs), count_(count), num_workers_(max(1, num_workers)) {
+      : jobs_(jobs), count_(count), num_workers_(num_workers) {
     index_t head_sets = 0;
     for (index_t j = 0; j < count; ++j) {
       jobs[j].first_head_set = head_sets;

@@ -229,7 +229,7 @@ class stream_runner {
   // All rounds. Whatever can fail but the executor fails before a row is written.
   template <class Executor>
   void run(Executor& executor) {
-    const index_t num_workers = checked_workers(executor), rounds = num_rounds();
+    const index_t num_workers = checked_workers(executor, "attend"), rounds = num_rounds();
     if (rounds > 0) reserve(rounds, num_workers);
     for (; rounds_done_ < rounds; ++rounds_done_) {
       const index_t num_jobs = build_jobs();

@@ -73,11 +73,11 @@ top_k_job<Real> checked_top_k_job(const tensor& q, const middle_core<Real>& midd
                 limits, options, where);
   check_lse_of_part(lse, out, {q, out}, where);
   if (options.first_position != 0)
-    refuse("attend_top_k: expected options.first_position = 0, got %lld", printable(options.first_position));
+    refuse("%s: expected options.first_position = 0, got %lld", where, printable(options.first_position));
   if (k < 0 || distance < 0)
-    refuse("attend_top_k: expected k >= 0 and distance >= 0, got %lld and %lld", printable(k), printable(distance));
+    refuse("%s: expected k >= 0 and distance >= 0, got %lld and %lld", where, printable(k), printable(distance));
   if (q.tokens > middle.num_tokens())
-    refuse("attend_top_k: expected q.tokens <= %lld, those of the store, got %lld", printable(middle.num_tokens()),
+    refuse("%s: expected q.tokens <= %lld, those of the store, got %lld", where, printable(middle.num_tokens()),
            printable(q.tokens));
   const attention_job<Real> common = job_of<Real>(q, out, options);
   // The kernels that compute in numbers, whatever the rows: bounds hold for those.

@@ -22,7 +22,8 @@ struct rope_options {
 class rope : public position_encoding {
  public:
   /// inverse_frequency(p) = theta^(-2p / rotary_dim).
-  /// Errors: head_dim outside 1 ... max_head_dim, rotary_dim odd or above head_dim, theta not finite or <= 0, factor not above 0 or above 1e30.
+  /// Errors: head_dim outside 1 ... max_head_dim, rotary_dim odd or above head_dim, theta not finite or <= 0, a factor <= 0
+  /// or above 1e30.
   explicit rope(index_t head_dim, double theta = 10000, const rope_options& options = {})
       : rope(head_dim, rotary_pairs(head_dim, options), options) {
     if (!(theta > 0) || !detail::is_finite(theta)) detail::refuse("rope: expected a finite theta > 0, got %g", theta);
@@ -33,6 +34,7 @@ class rope : public position_encoding {
   }
 
   /// Any frequencies, in radians a position, `num_pairs` of them; options.rotary_dim is then 0 or 2 * num_pairs.
+  /// Errors: as above, and a frequency that is not finite.
   rope(index_t head_dim, const double* inverse_frequencies, index_t num_pairs, const rope_options& options = {})
       : rope(head_dim, checked_pairs(head_dim, num_pairs, options), options) {
     for (index_t p = 0; p < num_pairs; ++p) {
@@ -53,6 +55,7 @@ class rope : public position_encoding {
   index_t num_pairs() const { return turns_.size(); }
   pair_layout layout() const { return layout_; }
   double factor() const { return factor_; }
+  /// 0 <= pair < num_pairs().
   double inverse_frequency(index_t pair) const { return static_cast<double>(inverse_frequencies_[pair]); }
 
   position_data data() const {

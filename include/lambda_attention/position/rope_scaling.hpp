@@ -109,8 +109,8 @@ struct yarn_scaling {
     detail::check_scaling(factor, original_max_position_embeddings, "yarn_scaling");
     if (!(beta_slow > 0 && beta_fast > beta_slow) || !detail::is_finite(beta_fast))
       detail::refuse("yarn_scaling: expected 0 < beta_slow < beta_fast, got %g and %g", beta_slow, beta_fast);
-    if (!(row_factor() > 0) || !detail::is_finite(row_factor()))
-      detail::refuse("yarn_scaling: expected a finite attention factor > 0, got %g", row_factor());
+    if (!(row_factor() > 0) || !detail::is_within(row_factor(), detail::largest_factor))
+      detail::refuse("yarn_scaling: expected 0 < attention factor <= 1e30, got %g", row_factor());
   }
   double frequency(const rope_pair& pair) const {
     double first = pair_that_turns(beta_fast, pair), last = pair_that_turns(beta_slow, pair);
