@@ -116,8 +116,8 @@ class kv_cache {
   }
 
   /// How many tokens rewind() can take back now: all, until a ring has overwritten a row; then max_append + max_rewind, less
-  /// those before the newest that ever came, or that a step which failed would have brought. After load() no more than the cache
-  /// that was saved could.
+  /// those that were taken back, or written by a step that failed, and are not replaced yet. After load() no more than the
+  /// cache that was saved could.
   index_t num_rewindable() const { return core_.newest_held(); }
 
   /// Writes the stream to `out`: a header, and the rows that the cache holds; see detail/cache_file.hpp. Several caches may
